@@ -1,0 +1,48 @@
+"""Small photograph-like pictures for the tests: every kind of JPEG that ImageNet has, in awkward sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+# width, height, PIL mode, chroma subsampling (0: 4:4:4, 1: 4:2:2, 2: 4:2:0), progressive
+KINDS = (
+    (240, 180, "RGB", 0, False),
+    (181, 243, "RGB", 2, False),
+    (160, 160, "L", 0, False),
+    (333, 97, "RGB", 1, False),
+    (75, 211, "RGB", 0, False),
+    (200, 150, "RGB", 2, True),
+    (31, 29, "RGB", 2, False),
+)
+
+
+def photo(seed: int, width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Smooth shapes with some grain, so that resizing and chroma subsampling matter."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 7, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    fine = np.asarray(coarse).astype(np.int64) + rng.integers(-24, 25, (height, width, 1))
+    return Image.fromarray(fine.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def write_photos(root: Path, *, classes: int = 3, train: int = 14, val: int = 7) -> Path:
+    """An ImageNet folder; class k's pictures are numbered through all kinds."""
+    for split, count in (("train", train), ("val", val)):
+        for label in range(classes):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                width, height, mode, subsampling, progressive = KINDS[number % len(KINDS)]
+                seed = 1000 * label + number + (500 if split == "val" else 0)
+                photo(seed, width, height, mode).save(
+                    folder / f"{split}_{label}_{number}.JPEG",
+                    "JPEG",
+                    quality=90,
+                    subsampling=subsampling,
+                    progressive=progressive,
+                )
+    return root
