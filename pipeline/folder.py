@@ -1,0 +1,131 @@
+"""An ImageNet folder on disk: ``train/<class>/<picture>`` and ``val/<class>/<picture>``, or classes at the top."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ConfigError, DataError, PictureError
+from .jpeg import read_header
+
+EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+SPLITS = ("train", "val")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Folder:
+    """One split of an ImageNet folder: the pictures' names and labels, and random access to their bytes.
+
+    The names are held as one array of bytes (``path`` cuts one out), so that a million of them reach the decode
+    workers without a copy.
+    """
+
+    root: str
+    classes: tuple[str, ...]
+    labels: npt.NDArray[np.int64]  # [n]
+    names: npt.NDArray[np.uint8]  # every name relative to root, one after the other
+    ends: npt.NDArray[np.int64]  # [n] where each name ends
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """The picture's path relative to the folder."""
+        start = self.ends[index - 1] if index else 0
+        return os.fsdecode(self.names[start : self.ends[index]].tobytes())
+
+    def read(self, index: int) -> bytes:
+        """The picture's bytes. Raises DataError where they cannot be had."""
+        path = os.path.join(self.root, self.name(index))
+        try:
+            with open(path, "rb", buffering=0) as file:
+                return file.read()
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}") from error
+
+    def sizes(
+        self, indices: npt.NDArray[np.int64], pictures: list[bytes]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Widths and heights in pixels, int64 [N] each, found in the pictures' own headers."""
+        sizes = np.empty((len(pictures), 2), np.int64)
+        for row, picture in enumerate(pictures):
+            try:
+                sizes[row] = picture_size(picture)
+            except DataError as error:
+                raise PictureError(row, str(error)) from error
+        return sizes[:, 0], sizes[:, 1]
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels from a picture's header. Raises DataError where it is no picture."""
+    if header := read_header(data):
+        return header.width, header.height
+    from .backends.pillow import open_picture  # for PNG and the like: the few files that are no JPEG
+
+    return open_picture(data).size
+
+
+def folder_splits(root: Path, wanted: tuple[str, ...] | None = None) -> dict[str, Path]:
+    """The splits of an ImageNet folder, by name; a folder of class folders is one split, ``train``.
+
+    Raises ConfigError where the folder or a split that was asked for is missing.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"no such folder: {root} (an ImageNet folder holds train/<class>/<picture>)")
+    present = {name: root / name for name in SPLITS if (root / name).is_dir()}
+    if not present:
+        present = {"train": root}
+    if wanted is None:
+        return present
+    for name in wanted:
+        if name not in present:
+            raise ConfigError(f"{root} has no split {name!r}; it has {', '.join(present)}")
+    return {name: present[name] for name in wanted}
+
+
+def folder_classes(splits: dict[str, Path]) -> tuple[str, ...]:
+    """The class names of all splits together, sorted: their places are the labels."""
+    names = {entry.name for path in splits.values() for entry in os.scandir(path) if _is_class(entry)}
+    if not names:
+        where = " or ".join(str(path) for path in splits.values())
+        raise DataError(f"no class folder in {where}: pictures belong in <class>/<picture>")
+    return tuple(sorted(names))
+
+
+def _is_class(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir() and not entry.name.startswith(".")
+
+
+def open_folder(path: Path, classes: tuple[str, ...]) -> Folder:
+    """List one split. Pictures are numbered by class, then by name; files that are no pictures by name are left out.
+
+    Raises DataError where a class folder is empty or unreadable.
+    """
+    names: list[bytes] = []
+    labels: list[int] = []
+    empty: list[str] = []
+    for label, name in enumerate(classes):
+        if not (path / name).is_dir():
+            continue  # a class of another split
+        try:
+            pictures = sorted(f for f in os.listdir(path / name) if f.lower().endswith(EXTENSIONS) and f[0] != ".")
+        except OSError as error:
+            raise DataError(f"cannot list {path / name}: {error.strerror}") from error
+        if not pictures:
+            empty.append(name)
+        names += [os.fsencode(os.path.join(name, picture)) for picture in pictures]
+        labels += [label] * len(pictures)
+    if empty:
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        raise DataError(f"no picture in {path}/{{{','.join(empty[:3])}}}{more}: remove the empty class or fill it")
+    return Folder(
+        root=str(path),
+        classes=classes,
+        labels=np.array(labels, np.int64),
+        names=np.frombuffer(b"".join(names), np.uint8),
+        ends=np.cumsum([len(name) for name in names], dtype=np.int64),
+    )

@@ -1,0 +1,72 @@
+"""The command line of tools/make_shards.py (installed: headrace-make-shards)."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .console import run_tool
+from .host import available_cores
+from .writer import JPEG_MODES, WriterConfig, write_shards
+
+EXAMPLE = """example:
+  python tools/make_shards.py /data/imagenet /data/shards
+  python train.py --shards /data/shards
+"""
+
+
+def parse(argv: Sequence[str] | None) -> WriterConfig:
+    """Flags -> config. Exits with code 2 where they are wrong."""
+    parser = argparse.ArgumentParser(
+        prog="make_shards",
+        description="Turn an ImageNet folder into webdataset tar shards with a manifest.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SRC", type=Path, help="train/<class>/<picture>, val/<class>/<picture>; "
+                        "a folder of class folders is all train")  # fmt: skip
+    parser.add_argument("destination", metavar="DST", type=Path, help="a new or empty folder")
+    parser.add_argument("--split", metavar="A,B", help="which splits (default: those that SRC has)")
+    parser.add_argument("--jpeg", choices=JPEG_MODES, default="verbatim", help="verbatim: the original bytes")
+    parser.add_argument("--shard-mb", metavar="MB", type=float, default=128.0, help="size of a tar (default: 128)")
+    parser.add_argument(
+        "--workers", metavar="N", type=int, default=available_cores(), help="processes (default: cores)"
+    )
+    parser.add_argument("--on-error", choices=("fail", "skip"), default="fail",
+                        help="damaged pictures: list all and stop, or leave them out and list them")  # fmt: skip
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="of the shuffle (default: 0)")
+    parser.add_argument("--resume", action="store_true", help="go on with a folder that was begun with the same flags")
+    args = parser.parse_args(argv)
+    return WriterConfig(
+        source=args.source,
+        destination=args.destination,
+        splits=tuple(args.split.split(",")) if args.split else None,
+        jpeg=args.jpeg,
+        shard_mb=args.shard_mb,
+        workers=args.workers,
+        on_error=args.on_error,
+        seed=args.seed,
+        resume=args.resume,
+    )
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Make the shards and say what was made."""
+    config = parse(argv)
+    start = time.monotonic()
+    manifest, skipped = write_shards(config)
+    elapsed_s = time.monotonic() - start
+    for split, shards in manifest.splits.items():
+        samples, size = sum(s.samples for s in shards), sum(s.bytes for s in shards)
+        print(f"{split}: {samples:,} pictures in {len(shards)} shard{'s'[: len(shards) > 1]}, {size / 1e6:,.1f} MB")
+    print(f"{len(manifest.classes):,} classes; {config.destination} is complete after {elapsed_s:.1f} s")
+    for line in skipped:
+        print(f"skipped {line}")
+    return 0
+
+
+def main() -> None:
+    """The console entry."""
+    run_tool("make_shards", run)

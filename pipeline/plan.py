@@ -1,0 +1,67 @@
+"""Which picture goes to which shard, in which order, and under which key: pure functions of the folder and the seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+
+import numpy as np
+import numpy.typing as npt
+
+from .folder import Folder
+from .order import epoch_order
+from .shards import shard_name
+
+_KEY_BYTES = 88  # a tar header holds a name of 100 bytes; ".jpg" and room for a numbered twin
+_PLAIN = re.compile(rb"[A-Za-z0-9_+=,@~^-]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """One tar to be written: which pictures, in which order, under which keys."""
+
+    name: str
+    samples: npt.NDArray[np.int64]
+    keys: tuple[str, ...]
+
+
+def plan_shards(folder: Folder, split: str, *, seed: int, shard_bytes: float) -> list[ShardPlan]:
+    """Deal the pictures of a split, in a seeded shuffle, to shards that differ by one sample at most.
+
+    Classes are mixed by the shuffle, so a shard looks like the data set. The number of shards follows from the
+    files' sizes alone.
+    """
+    total = sum(os.path.getsize(os.path.join(folder.root, folder.name(i))) for i in range(len(folder)))
+    count = min(len(folder), max(1, round(total / shard_bytes)))
+    order = epoch_order(len(folder), seed=seed, epoch=0, shuffle=True)
+    keys = sample_keys(folder)
+    return [
+        ShardPlan(name=shard_name(split, number), samples=samples, keys=tuple(keys[i] for i in samples.tolist()))
+        for number, samples in enumerate(np.array_split(order, count))
+    ]
+
+
+def sample_keys(folder: Folder) -> list[str]:
+    """A key for each picture: ``<class>/<name without extension>``, unique, and safe in a tar, an .idx and webdataset.
+
+    Bytes outside ``A-Z a-z 0-9 _ + = , @ ~ ^ -`` are written %XX (a dot would end the key for webdataset, a blank
+    would end the name in DALI's .idx), so the name of the file can be had back. Where two pictures differ in their
+    extension only, it stays in the key. What is too long for a tar header is cut and told apart by its hash.
+    """
+    names = [os.fsencode(folder.name(i)) for i in range(len(folder))]
+    stems = [os.path.splitext(name)[0] for name in names]
+    twins = {stem for stem, n in zip(*np.unique(np.array(stems), return_counts=True), strict=True) if n > 1}
+    return [_key(name if stem in twins else stem) for name, stem in zip(names, stems, strict=True)]
+
+
+def _key(name: bytes) -> str:
+    parts = (
+        "".join(chr(c) if _PLAIN.match(bytes((c,))) else f"%{c:02X}" for c in part)
+        for part in name.split(os.sep.encode())
+    )
+    key = "/".join(parts)
+    if len(key) > _KEY_BYTES:
+        key = f"{key[: _KEY_BYTES - 17]}~{hashlib.sha256(name).hexdigest()[:16]}"
+    return key

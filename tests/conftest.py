@@ -1,0 +1,50 @@
+"""One small data set for all tests, as a folder and as shards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: tests share their cores with workers
+
+from pipeline.writer import WriterConfig, write_shards
+from tests.photos import write_photos
+
+ROOT = Path(__file__).resolve().parents[1]
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ImageNet folder of 42 training and 21 validation pictures in 3 classes. Not to be written to."""
+    return write_photos(tmp_path_factory.mktemp("photos") / "imagenet")
+
+
+@pytest.fixture(scope="session")
+def shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as shards, several of them. Not to be written to."""
+    destination = tmp_path_factory.mktemp("shards") / "dst"
+    write_shards(WriterConfig(source=folder, destination=destination, shard_mb=0.1, workers=2))
+    return destination
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Run a command of the checkout as its user does; returns its exit code and output."""
+
+    def run(script: str, *args: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / script), *(str(arg) for arg in args)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env=os.environ | {"PYTHONWARNINGS": "error"},
+        )
+
+    return run
