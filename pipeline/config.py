@@ -1,0 +1,75 @@
+"""What a loader is built from. Checked here, once; nothing behind it checks again."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Literal
+
+from .errors import ConfigError
+
+EVAL_RESIZE = 342 / 299  # the recipe's evaluation: short side 342, central square 299
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """One split of one data set as batches. Raises ConfigError, naming the field, for what makes no sense.
+
+    ``shards`` or ``data`` says where the pictures are. ``split="train"`` shuffles and crops at random; any other
+    split is in index order with the evaluation transform.
+    """
+
+    shards: str | os.PathLike[str] | None = None  # a folder that tools/make_shards.py wrote
+    data: str | os.PathLike[str] | None = None  # an ImageNet folder
+    split: str = "train"
+    batch_size: int = 64  # of this rank
+    image_size: int = 299  # pixels, square
+    resize_size: int | None = None  # evaluation: short side before the central crop; None: image_size * 342 / 299
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    backend: str = "auto"  # auto, pillow or dali
+    workers: int | Literal["auto"] = "auto"  # cores that decode; auto: all but one of those this process may use
+    slots: int = 4  # host batches that exist at once: one in use, the others being filled
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the picture's area in a training crop
+    flip: bool = True  # mirror half of the training crops
+
+    def __post_init__(self) -> None:
+        if (self.shards is None) == (self.data is None):
+            raise ConfigError("give shards (a folder of shards) or data (an ImageNet folder), one of the two")
+        for name in ("batch_size", "image_size", "world_size"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("seed", self.seed, 0)
+        _at_least("slots", self.slots, 2)
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(f"rank must be in [0, {self.world_size - 1}], was {self.rank}")
+        if self.workers != "auto":
+            _at_least("workers", self.workers, 1)
+        if self.resize_size is not None:
+            _at_least("resize_size", self.resize_size, self.image_size)
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ConfigError(f"crop_scale must be 0 < low <= high <= 1, was {self.crop_scale}")
+
+    @property
+    def training(self) -> bool:
+        """Whether the split is shuffled and cropped at random."""
+        return self.split == "train"
+
+    @property
+    def root(self) -> Path:
+        """Where the pictures are."""
+        where = self.shards if self.shards is not None else self.data
+        assert where is not None
+        return Path(where)
+
+    @property
+    def eval_resize(self) -> int:
+        """Evaluation: the short side before the central crop, in pixels."""
+        return self.resize_size or max(self.image_size, round(self.image_size * EVAL_RESIZE))
+
+
+def _at_least(name: str, value: object, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(f"{name} must be a whole number of at least {low}, was {value!r}")

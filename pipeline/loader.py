@@ -1,0 +1,295 @@
+"""The loader: hands out whole batches in order, and keeps the ring full behind the trainer's back.
+
+There is no thread in the trainer's process and nothing is pickled, collated or copied on the way: the loader writes
+sample numbers into a free slot and puts its rows on the workers' queue; workers decode into the slot; when all its
+rows are done it is a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backends import choose_backend
+from .config import PipelineConfig
+from .errors import ConfigError, DataError
+from .host import available_cores
+from .order import Indices, batch_indices, epoch_order
+from .pool import WorkerPool
+from .ring import Ring
+from .source import Source, open_source
+from .worker import DONE, TASK, Job
+
+_IN_FLIGHT = 128  # tasks on the queue at most: far fewer than the socket holds, so that no send ever waits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """N samples on the host, N = batch_size but in an epoch's last batch (there a rank may even get none).
+
+    The tensors are views of a slot: valid until the next batch is asked for.
+    """
+
+    images: Tensor  # uint8 [N, S, S, 3]
+    labels: Tensor  # int64 [N]
+    indices: Tensor  # int64 [N], numbers of the samples in the data set
+    epoch: int
+    wait_s: float  # how long the trainer waited for it: 0 where the host keeps up
+
+
+@dataclasses.dataclass
+class _Flight:
+    """A batch on its way: dispatched to a slot, not yet released."""
+
+    slot: int
+    size: int
+    epoch: int
+    end: int  # how many samples of the epoch are behind it
+    missing: int  # rows still to be decoded
+
+
+class Loader:
+    """One epoch of batches per iteration. Build it with :func:`build_loader`; close it, or use it in a ``with``.
+
+    An epoch holds each sample exactly once over all ranks. Breaking off an iteration gives up the rest of that epoch,
+    unless a ``state_dict`` taken meanwhile brings it back.
+    """
+
+    def __init__(self, config: PipelineConfig):
+        self.config = config
+        self.backend = choose_backend(config.backend)
+        self.workers = _auto_workers(config) if config.workers == "auto" else int(config.workers)
+        self.source: Source = open_source(config)
+        if len(self.source) == 0:
+            raise DataError(f"{config.root} holds no sample in split {config.split!r}")
+        self.ring = Ring(slots=config.slots, batch_size=config.batch_size, image_size=config.image_size)
+        # DALI brings threads of its own; Pillow is one core a process, and processes leave the trainer's GIL alone.
+        processes, threads = (1, self.workers) if self.backend == "dali" else (self.workers, 1)
+        self._rows = -(-config.batch_size * config.slots // min(_IN_FLIGHT, 8 * processes))
+        self._rows = min(self._rows, config.batch_size)
+        self._epoch = 0  # of the next batch to be handed out
+        self._position = 0  # samples of that epoch that all ranks together have been handed
+        self._abandoned = False
+        self._orders: dict[int, Indices] = {}
+        self._flights: deque[_Flight] = deque()
+        self._queued = 0  # tasks sent and not yet answered
+        self._handed_out = 0  # flights at the head of the queue that are with the trainer
+        self._free = deque(range(config.slots))
+        self._pool = WorkerPool(self._job(threads), self.ring, processes)
+        self._finalizer = weakref.finalize(self, _shut_down, self._pool, self.ring)
+
+    def _job(self, threads: int) -> Job:
+        return Job(
+            config=self.config,
+            backend=self.backend,
+            threads=threads,
+            rows=self._rows,
+            source=self.source,
+            labels=self.source.labels,
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names; a label is a place in it."""
+        return self.source.classes
+
+    @property
+    def samples(self) -> int:
+        """How many samples an epoch has, over all ranks."""
+        return len(self.source)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, the same for every rank."""
+        return -(-self.samples // self._global_batch)
+
+    @property
+    def decode_pids(self) -> list[int]:
+        """The decode processes' numbers, for profilers."""
+        return self._pool.pids
+
+    @property
+    def _global_batch(self) -> int:
+        return self.config.batch_size * self.config.world_size
+
+    # Position
+
+    def state_dict(self) -> dict[str, int | str]:
+        """Where the loader stands, behind the last batch it handed out: plain ints and strings.
+
+        Taken on any rank, it may be loaded by a loader with any world size, batch size and number of workers.
+        """
+        return {
+            "version": 1,
+            "epoch": self._epoch,
+            "position": self._position,
+            "samples": self.samples,
+            "seed": self.config.seed,
+            "split": self.config.split,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another loader stood. Raises ConfigError where the state is not of this data set and seed."""
+        mine = self.state_dict()
+        for name in ("version", "samples", "seed", "split"):
+            if state.get(name) != mine[name]:
+                raise ConfigError(f"the loader's state has {name} {state.get(name)!r}, this loader {mine[name]!r}")
+        epoch, position = state.get("epoch"), state.get("position")
+        if not isinstance(epoch, int) or not isinstance(position, int) or epoch < 0:
+            raise ConfigError(f"the loader's state has epoch {epoch!r} and position {position!r}")
+        if not 0 <= position < self.samples:
+            raise ConfigError(f"the loader's state has position {position}, want one in [0, {self.samples - 1}]")
+        self._seek(epoch, position)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch."""
+        if (self._epoch, self._position) != (epoch, 0):
+            self._seek(epoch, 0)
+
+    def _seek(self, epoch: int, position: int) -> None:
+        while any(flight.missing for flight in self._flights):
+            self._collect()
+        self._free.extend(flight.slot for flight in self._flights)
+        self._flights.clear()
+        self._handed_out = 0
+        self._epoch, self._position, self._abandoned = epoch, position, False
+
+    # Batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current epoch: all of it, unless a state was loaded.
+
+        Raises DataError, naming the sample, where one cannot be decoded, and where a decode process has died.
+        """
+        for batch in self.held_batches():
+            yield batch
+            self.release()
+
+    def held_batches(self) -> Iterator[Batch]:
+        """As iteration, but each batch stays valid until it is given back with :meth:`release`, oldest first.
+
+        For whoever copies batches to a device while others follow; at most ``slots`` can be held at once.
+        """
+        if self._pool.closed:
+            raise RuntimeError("the loader is closed")
+        if self._abandoned:
+            self._seek(self._epoch + 1, 0)
+        epoch = self._epoch
+        self._abandoned = True
+        while self._epoch == epoch:
+            batch = self._next()
+            self._abandoned = self._epoch == epoch
+            yield batch
+
+    def _next(self) -> Batch:
+        self._dispatch()
+        if self._handed_out == len(self._flights):
+            raise RuntimeError(f"all {self.config.slots} slots are held: release a batch before taking the next")
+        flight = self._flights[self._handed_out]
+        start = time.perf_counter()
+        waited = flight.missing > 0
+        self._collect(wait=False)
+        while flight.missing:
+            self._collect()
+        wait_s = time.perf_counter() - start if waited else 0.0
+        self._handed_out += 1
+        self._epoch, self._position = _behind(flight, self.samples)
+        slot = self.ring.slots[flight.slot]
+        return Batch(
+            images=torch.from_numpy(slot.images[: flight.size]),
+            labels=torch.from_numpy(slot.labels[: flight.size]),
+            indices=torch.from_numpy(slot.indices[: flight.size]),
+            epoch=flight.epoch,
+            wait_s=wait_s,
+        )
+
+    def release(self) -> None:
+        """Give back the batch that was taken first: its memory is filled again at once."""
+        if self._handed_out:  # nothing is held after a seek
+            self._handed_out -= 1
+            self._free.append(self._flights.popleft().slot)
+            self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Put the next batches' rows on the queue, as long as there are free slots."""
+        while self._free and self._queued < _IN_FLIGHT // 2:  # a batch is at most the other half
+            last = self._flights[-1] if self._flights else None
+            epoch, position = _behind(last, self.samples) if last else (self._epoch, self._position)
+            indices = batch_indices(
+                self._order(epoch),
+                position,
+                batch_size=self.config.batch_size,
+                rank=self.config.rank,
+                world_size=self.config.world_size,
+            )
+            number, size = self._free.popleft(), len(indices)
+            self.ring.slots[number].indices[:size] = indices
+            end = min(position + self._global_batch, self.samples)
+            self._flights.append(_Flight(slot=number, size=size, epoch=epoch, end=end, missing=size))
+            for first in range(0, size, self._rows):
+                self._queued += 1
+                self._pool.send(TASK.pack(epoch, number, first, min(first + self._rows, size)))
+
+    def _order(self, epoch: int) -> Indices:
+        if epoch not in self._orders:
+            order = epoch_order(self.samples, seed=self.config.seed, epoch=epoch, shuffle=self.config.training)
+            # Two epochs are under way at most: the one that ends and the one that is prefetched.
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {epoch: order}
+        return self._orders[epoch]
+
+    def _collect(self, *, wait: bool = True) -> None:
+        """Take note of what the workers have done; with ``wait``, of one thing at least."""
+        while message := self._pool.receive(wait=wait):
+            self._queued -= 1
+            slot, first, end = DONE.unpack_from(message)
+            if problem := message[DONE.size :]:
+                self.close()
+                raise DataError(problem.decode(errors="replace"))
+            next(flight for flight in self._flights if flight.slot == slot).missing -= end - first
+            wait = False
+
+    # Ends
+
+    def close(self) -> None:
+        """End the decode processes and let go of the memory. Safe to call twice."""
+        self._finalizer()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _behind(flight: _Flight, samples: int) -> tuple[int, int]:
+    """Epoch and position behind a batch."""
+    return (flight.epoch, flight.end) if flight.end < samples else (flight.epoch + 1, 0)
+
+
+def _shut_down(pool: WorkerPool, ring: Ring) -> None:
+    pool.close()
+    ring.close()
+
+
+def _auto_workers(config: PipelineConfig) -> int:
+    """All cores but one for the trainer, shared among the ranks of this machine."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", config.world_size))
+    return max(1, available_cores() // ranks_here - 1)
+
+
+def build_loader(config: PipelineConfig) -> Loader:
+    """Open the data, start the decode processes, and hand out the loader.
+
+    Raises ConfigError for a wrong call and DataError for data that is missing or damaged, each in one clear line.
+    """
+    return Loader(config)

@@ -1,0 +1,106 @@
+"""The decode process: takes tasks (rows of a slot) from a shared queue until it closes, and fills them.
+
+All workers read one queue, so whoever is free takes the next rows and a slow picture delays nobody else. The queue is
+a socket that keeps messages whole; when the trainer ends, in whatever way, it closes, and the worker ends.
+This process never imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import socket
+import struct
+import traceback
+
+from .augment import Crops, center_crops, random_resized_crops
+from .backends import BACKENDS, Backend
+from .config import PipelineConfig
+from .errors import DataError, PictureError
+from .ring import Ring, Slot, receive
+from .source import I64, Source
+
+TASK = struct.Struct("<qiii")  # epoch, slot, first row, end row
+DONE = struct.Struct("<iii")  # slot, first row, end row; what follows is an error's text, or nothing
+MESSAGE_BYTES = 16384
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a worker needs to know, sent once."""
+
+    config: PipelineConfig
+    backend: str
+    threads: int
+    rows: int  # at most so many in one task
+    source: Source  # its numpy arrays lie in shared memory, once for all workers
+    labels: I64
+
+
+def make_crops(config: PipelineConfig, epoch: int, indices: I64, widths: I64, heights: I64) -> Crops:
+    """The split's transform for some samples."""
+    if config.training:
+        return random_resized_crops(
+            indices,
+            widths,
+            heights,
+            seed=config.seed,
+            epoch=epoch,
+            scale=config.crop_scale,
+            flip=config.flip,
+        )
+    return center_crops(widths, heights, resize_size=config.eval_resize, image_size=config.image_size)
+
+
+def fill(job: Job, backend: Backend, slot: Slot, epoch: int, first: int, end: int) -> None:
+    """Rows ``first`` to ``end`` of a slot: from the numbers in ``slot.indices`` to pixels and labels.
+
+    Raises DataError, naming the sample, for what cannot be read or decoded.
+    """
+    indices = slot.indices[first:end].copy()
+    pictures: list[bytes] = []
+    try:
+        for index in indices.tolist():
+            try:
+                pictures.append(job.source.read(index))
+            except DataError as error:
+                raise PictureError(len(pictures), str(error)) from error
+        widths, heights = job.source.sizes(indices, pictures)
+        crops = make_crops(job.config, epoch, indices, widths, heights)
+        backend.fill(pictures, crops, slot.images[first:end])
+    except PictureError as error:
+        raise DataError(f"{job.source.name(int(indices[error.row]))}: {error.reason}") from error
+    slot.labels[first:end] = job.labels[indices]
+
+
+def serve(job: Job, ring: Ring, tasks: socket.socket, results: socket.socket) -> None:
+    """Fill rows until the queue closes."""
+    backend = BACKENDS[job.backend]()(image_size=job.config.image_size, max_pictures=job.rows, threads=job.threads)
+    try:
+        while message := tasks.recv(TASK.size):
+            epoch, slot, first, end = TASK.unpack(message)
+            problem = ""
+            try:
+                fill(job, backend, ring.slots[slot], epoch, first, end)
+            except DataError as error:
+                problem = str(error)
+            except Exception:  # noqa: BLE001 - reported where the trainer sees it; the loader ends the run
+                problem = f"a decode process failed:\n{traceback.format_exc()}"
+            results.send(DONE.pack(slot, first, end) + problem.encode()[: MESSAGE_BYTES - DONE.size])
+    finally:
+        backend.close()
+
+
+def main(ring_fd: int, job_fd: int, tasks_fd: int, results_fd: int) -> None:
+    """What a decode process runs; the descriptors are inherited from the loader."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's: its end closes the queue
+    job: Job = receive(job_fd)
+    config = job.config
+    ring = Ring(slots=config.slots, batch_size=config.batch_size, image_size=config.image_size, fd=ring_fd)
+    with (
+        contextlib.suppress(ConnectionError),  # the trainer is gone
+        socket.socket(fileno=tasks_fd) as tasks,
+        socket.socket(fileno=results_fd) as results,
+    ):
+        serve(job, ring, tasks, results)
