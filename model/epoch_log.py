@@ -1,0 +1,117 @@
+"""What a pass over a split prints: the original recipe's lines, whose users' tools parse them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+WARM_UP_STEPS = 10  # left out of FPS@all, as in the original
+
+
+class EpochLog:
+    """One pass's numbers: summed on the device, read (and waited for) only when a line is due."""
+
+    def __init__(
+        self, prefix: str, *, steps: int, print_freq: int, device: torch.device, synchronize: Callable[[], None]
+    ):
+        """``prefix`` begins each line; ``synchronize`` waits for the device."""
+        self.prefix, self.steps, self.print_freq = prefix, steps, print_freq
+        self.samples = 0
+        self._synchronize = synchronize
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct at 1, at 5
+        self._last = self._sums
+        self._wait_s = self._last_wait_s = 0.0
+        self._live = Live(f"{prefix} ")
+        self._done = 0
+        self._begin = self._end = time.perf_counter()
+        self._measured_from: tuple[int, float] = (0, self._begin)  # samples and time at the end of the warm-up
+        self._line_at: tuple[int, float] = (0, self._begin)  # step and time of the last line
+
+    def step(self, labels: Tensor, loss: Tensor, logits_NK: Tensor, wait_s: float) -> dict[str, float] | None:
+        """Take note of a step; every ``print_freq`` steps print the original's line, and return its numbers.
+
+        Args:
+            labels: int64 [N]. loss: [], the mean over the N. logits_NK: [N, K]. wait_s: the wait for the data.
+        """
+        n = len(labels)
+        top = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices == labels[:, None]
+        self._last = torch.stack((loss.double() * n, top[:, 0].sum().double(), top.any(1).sum().double()))
+        self._sums += self._last
+        self.samples += n
+        self._wait_s += wait_s
+        self._last_wait_s = wait_s
+        self._done += 1
+        if self._done == min(WARM_UP_STEPS, self.steps // 2):
+            self._synchronize()
+            self._measured_from = (self.samples, time.perf_counter())
+        line = None
+        if (self._done - 1) % self.print_freq == 0 or self._done == self.steps:
+            line = self._print(n)
+        self._live.show(self._done, self.steps, self.samples, time.perf_counter() - self._begin, self._wait_s)
+        return line
+
+    def _print(self, n: int) -> dict[str, float]:
+        loss, acc1, acc5 = (self._last / n).tolist()  # here the host waits for the device
+        self._end = time.perf_counter()
+        mean = self.averages()
+        step_s = (self._end - self._line_at[1]) / max(1, self._done - self._line_at[0])
+        self._line_at = (self._done, self._end)
+        width = len(str(self.steps))
+        fields = (
+            f"{self.prefix}[{self._done - 1:{width}d}/{self.steps}]",
+            f"Time {step_s:6.3f} ({mean['step_s']:6.3f})",
+            f"Data {self._last_wait_s:6.3f} ({mean['data_wait_s']:6.3f})",
+            f"Loss {loss:.4e} ({mean['loss']:.4e})",
+            f"Acc@1 {100 * acc1:6.2f} ({mean['acc1']:6.2f})",
+            f"Acc@5 {100 * acc5:6.2f} ({mean['acc5']:6.2f})",
+        )
+        self._live.clear()
+        print("\t".join(fields), flush=True)
+        return {"step": self._done - 1, "step_loss": loss, **mean}
+
+    def averages(self) -> dict[str, float]:
+        """Means so far: loss, acc1 and acc5 in percent, step_s and data_wait_s in seconds a step, fps in images/s."""
+        loss, correct1, correct5 = (self._sums / max(1, self.samples)).tolist()
+        elapsed_s = max(self._end - self._begin, 1e-9)
+        return {
+            "loss": loss,
+            "acc1": 100 * correct1,
+            "acc5": 100 * correct5,
+            "step_s": elapsed_s / max(1, self._done),
+            "data_wait_s": self._wait_s / max(1, self._done),
+            "fps": self.samples / elapsed_s,
+        }
+
+    def images_per_s(self) -> float:
+        """FPS@all: pictures over time, the first ten steps left out (half of them where there are few)."""
+        samples, since = self._measured_from
+        return (self.samples - samples) / max(self._end - since, 1e-9)
+
+
+class Live:
+    """One line at the foot of a terminal that is always up to date; nothing where there is no terminal."""
+
+    def __init__(self, prefix: str):
+        self._prefix = prefix
+        self._on = sys.stdout.isatty()
+        self._shown = 0.0
+
+    def show(self, done: int, steps: int, samples: int, elapsed_s: float, wait_s: float) -> None:
+        now = time.monotonic()
+        if not self._on or now - self._shown < 0.2:
+            return
+        self._shown = now
+        left_s = elapsed_s / done * (steps - done)
+        text = (
+            f"{self._prefix}{done}/{steps}  {samples / elapsed_s:,.1f} img/s  "
+            f"waiting for data {100 * wait_s / elapsed_s:.0f} %  {int(left_s) // 60}:{int(left_s) % 60:02d} left"
+        )
+        print(f"\r{text}\x1b[K", end="" if done < steps else "\r\x1b[K", flush=True)
+
+    def clear(self) -> None:
+        if self._on:
+            print("\r\x1b[K", end="", flush=True)

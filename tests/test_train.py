@@ -1,0 +1,226 @@
+"""train.py as its user runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.inceptionv4 import InceptionV4
+from pipeline.console import run_tool
+from tests.conftest import Run
+from train import entry
+
+# The smallest InceptionV4 there is: stem and reductions only, at the smallest picture.
+SMALL = ("--device", "cpu", "--blocks", "0,0,0", "--image-size", 75, "--batch-size", 16, "--workers", 1, "--lr", 0.01)
+
+TRAIN_LINE = re.compile(
+    r"Epoch: \[\d+\]\[ *\d+/\d+\]\tTime +\d+\.\d{3} \( *\d+\.\d{3}\)\tData +\d+\.\d{3} \( *\d+\.\d{3}\)"
+    r"\tLoss \d\.\d{4}e[+-]\d\d \(\d\.\d{4}e[+-]\d\d\)"
+    r"\tAcc@1 +\d+\.\d\d \( *\d+\.\d\d\)\tAcc@5 +\d+\.\d\d \( *\d+\.\d\d\)"
+)
+
+
+def metrics(output: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def two_epochs(shards: Path, run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Output and folder of a run of two epochs."""
+    output = tmp_path_factory.mktemp("two")
+    done = run("train.py", "--shards", shards, *SMALL, "--epochs", 2, "--print-freq", 1, "--output", output)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout, output
+
+
+def test_log_lines_are_the_originals(two_epochs: tuple[str, Path]) -> None:
+    out = two_epochs[0]
+    lines = [line for line in out.splitlines() if line.startswith("Epoch")]
+    assert len(lines) == 2 * 3  # 42 pictures in batches of 16
+    assert all(TRAIN_LINE.fullmatch(line) for line in lines), lines
+    assert len(re.findall(r"^batch_size: 16 \* FPS@all \d+\.\d{3}$", out, re.MULTILINE)) == 2
+    assert len(re.findall(r"^ \* Acc@1 \d+\.\d{3} Acc@5 \d+\.\d{3}$", out, re.MULTILINE)) == 2
+    # What the original's scripts do: the last field of the last FPS line; what follows Acc@1 in the last such line.
+    assert float([line for line in out.splitlines() if "FPS" in line][-1].split()[-1]) > 0
+    assert 0 <= float([line for line in out.splitlines() if "* Acc@1" in line][-1].split("Acc@1")[1].split()[0]) <= 100
+
+
+def test_metrics_count_every_picture(two_epochs: tuple[str, Path]) -> None:
+    _, output = two_epochs
+    assert [line["epoch"] for line in metrics(output, "epoch")] == [0, 1]
+    assert [line["samples"] for line in metrics(output, "val")] == [21, 21]
+    for line in metrics(output, "val"):
+        correct = line["acc1"] / 100 * 21
+        assert correct == pytest.approx(round(correct), abs=1e-6)
+        assert line["acc5"] == 100  # three classes
+    steps = metrics(output, "train")
+    assert len(steps) == 6
+    assert all(0 <= line["data_wait_s"] <= line["step_s"] for line in steps)
+
+
+def test_the_checkpoint_has_the_originals_keys(two_epochs: tuple[str, Path]) -> None:
+    _, output = two_epochs
+    state = torch.load(output / "checkpoint.pth.tar", weights_only=True)
+    assert {"epoch", "arch", "state_dict", "best_acc1", "optimizer", "amp"} <= set(state)
+    assert state["epoch"] == 2
+    assert state["classes"] == ["class0", "class1", "class2"]
+    InceptionV4(3, blocks=(0, 0, 0)).load_state_dict(state["state_dict"])
+    best = torch.load(output / "model_best.pth.tar", weights_only=True)
+    assert best["best_acc1"] == max(line["acc1"] for line in metrics(output, "val"))
+    assert not list(output.glob("*.partial"))
+
+
+def test_a_resumed_run_ends_where_the_whole_run_ends(
+    two_epochs: tuple[str, Path], shards: Path, run: Run, tmp_path: Path
+) -> None:
+    """Weights, momentum and losses, bit for bit."""
+    common = ("--shards", shards, *SMALL, "--output", tmp_path)
+    assert run("train.py", *common, "--epochs", 1).returncode == 0
+    done = run("train.py", *common, "--epochs", 2, "--resume", tmp_path / "checkpoint.pth.tar")
+    assert done.returncode == 0
+    assert "resumed from" in done.stdout
+    got = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)
+    want = torch.load(two_epochs[1] / "checkpoint.pth.tar", weights_only=True)
+    for name, value in want["state_dict"].items():
+        assert torch.equal(got["state_dict"][name], value), name
+    for number, value in want["optimizer"]["state"].items():
+        assert torch.equal(got["optimizer"]["state"][number]["momentum_buffer"], value["momentum_buffer"])
+    assert metrics(tmp_path, "epoch")[1]["loss"] == metrics(two_epochs[1], "epoch")[1]["loss"]
+
+
+def test_an_earlier_run_is_not_overwritten(shards: Path, run: Run, tmp_path: Path) -> None:
+    common = ("--shards", shards, *SMALL, "--output", tmp_path, "--epochs", 1)
+    assert run("train.py", *common).returncode == 0
+    first = (tmp_path / "checkpoint.pth.tar").read_bytes()
+    done = run("train.py", *common, "--seed", 1)
+    assert f"an earlier run's files were moved to {tmp_path}/earlier-1" in done.stdout
+    assert (tmp_path / "earlier-1/checkpoint.pth.tar").read_bytes() == first
+    assert (tmp_path / "checkpoint.pth.tar").read_bytes() != first
+    assert len(metrics(tmp_path, "run")) == len(metrics(tmp_path / "earlier-1", "run")) == 1
+
+
+def test_evaluate_scores_a_checkpoint_as_training_did(
+    two_epochs: tuple[str, Path], folder: Path, run: Run, tmp_path: Path
+) -> None:
+    """From the plain folder, with another batch size: the same score."""
+    checkpoint = two_epochs[1] / "checkpoint.pth.tar"
+    small = ("--device", "cpu", "--blocks", "0,0,0", "--image-size", 75, "--batch-size", 5, "--workers", 2)
+    done = run("train.py", "--data", folder, *small, "--evaluate", "--resume", checkpoint, "--output", tmp_path)
+    assert done.returncode == 0
+    (got,) = metrics(tmp_path, "val")
+    want = metrics(two_epochs[1], "val")[-1]
+    assert (got["samples"], got["acc1"]) == (21, pytest.approx(want["acc1"]))
+    assert got["loss"] == pytest.approx(want["loss"], rel=1e-4)
+    assert not (tmp_path / "checkpoint.pth.tar").exists()
+
+
+def test_data_folder_options_and_spellings_of_the_original(folder: Path, run: Run, tmp_path: Path) -> None:
+    """A folder without val, every spelling, bf16, clipping, and the note on what shards would give."""
+    done = run(
+        "train.py", "--data", folder / "val", "--device=cpu", "--blocks", "0,0,0", "--image-size", 75, "-b", 8, "-j", 1,
+        "--epochs=1", "--learning-rate", 0.01, "--mom", 0.9, "--weight_decay", 1e-4, "--warm_up_epochs", 1, "-p", 1,
+        "--label-smoothing=0.1", "--amp", "--clip-agc", 0.05, "--lr-schedule", "cosine", "--save_path", tmp_path,
+        "--arch", "InceptionV4", "--seed=49", "--num-classes", 10,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "make_shards.py" in done.stdout
+    assert "bf16" in done.stdout
+    assert "Acc@1 " in done.stdout
+    assert len(torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["state_dict"]["last_linear.bias"]) == 10
+
+
+def test_it_learns(run: Run, tmp_path: Path) -> None:
+    """Loss falls on pictures that can be told apart: three shades of grain."""
+    import numpy as np
+    from PIL import Image
+
+    for label in range(3):
+        (tmp_path / f"data/train/{label}").mkdir(parents=True)
+        for number in range(20):
+            rng = np.random.default_rng(100 * label + number)
+            pixels = rng.normal(128, 8 + 40 * label, (100, 100, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"data/train/{label}/{number}.jpg", quality=95)
+    done = run(
+        "train.py", "--data", tmp_path / "data", *SMALL, "--epochs", 4, "--clip-agc", 0.05, "--lr", 0.1,
+        "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    losses = [line["loss"] for line in metrics(tmp_path / "out", "epoch")]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "give --shards DST or --data FOLDER"),
+        (["--shards", "{missing}"], 2, "no such folder of shards"),
+        (["--data", "{missing}"], 2, "no such folder"),
+        (["--data", "{empty}"], 1, "no class folder"),
+        (["--shards", "{empty}"], 2, "has no manifest.json"),
+        (["--shards", "{gap}"], 1, "train-000001.tar is missing"),
+        (["--data", "{hole}"], 1, "remove the empty class or fill it"),
+        (["--shards", "{shards}", "--bogus"], 2, "unrecognized arguments: --bogus"),
+        (["--shards", "{shards}", "--image-size", "74"], 2, "--image-size must be at least 75, was 74"),
+        (["--shards", "{shards}", "--batch-size", "0"], 2, "--batch-size must be at least 1, was 0"),
+        (["--shards", "{shards}", "--blocks", "1,2"], 2, "--blocks"),
+        (["--shards", "{shards}", "--workers", "-1"], 2, "workers must be a whole number"),
+        (["--shards", "{shards}", "--device", "tpu"], 2, "device must be"),
+        (["--shards", "{shards}", "--backend", "magic"], 2, "backend must be"),
+        (["--shards", "{shards}", "--num-classes", "2"], 2, "--num-classes must be at least the data set's 3"),
+        (["--shards", "{shards}", "--evaluate"], 2, "--evaluate needs weights"),
+        (["--shards", "{shards}", "--resume", "{missing}"], 1, "{missing}"),
+        (["--shards", "{shards}", "--resume", "{text}"], 1, "{text}"),
+        (["--shards", "{shards}", "--pretrained", "{text}"], 1, "{text}"),
+        (["--data", "{folder}/val", "--evaluate", "--pretrained", "{text}"], 2, "no split 'val'"),
+        (["--shards", "{shards}", "--output", "/proc/nowhere"], 2, "--output /proc/nowhere"),
+        (["--shards", "{shards}", "--batch-size", "41"], 2, "last batch"),
+    ],
+)
+def test_a_wrong_call_is_one_clear_line(
+    arguments: list[str],
+    code: int,
+    message: str,
+    shards: Path,
+    folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    places = {name: tmp_path / name for name in ("missing", "empty", "gap", "hole", "text")}
+    places["empty"].mkdir()
+    places["text"].write_text("not a checkpoint")
+    shutil.copytree(shards, places["gap"])
+    (places["gap"] / "train-000001.tar").unlink()
+    shutil.copytree(folder, places["hole"])
+    (places["hole"] / "train/nothing").mkdir()
+    names = {name: str(path) for name, path in places.items()} | {"shards": str(shards), "folder": str(folder)}
+    base = [*map(str, SMALL[:6]), "--output", str(tmp_path / "out")]
+    argv = [*base, *(argument.format(**names) for argument in arguments)]
+    with pytest.raises(SystemExit) as ended:
+        run_tool("train.py", entry(argv))
+    stderr = capfd.readouterr().err
+    lines = stderr.strip().splitlines()
+    assert ended.value.code == code, stderr
+    assert message.format(**names) in lines[-1]
+    assert lines[-1].startswith("train.py: error: ")
+    assert len(lines) == 1 or lines[0].startswith("usage: ")
+    assert "Traceback" not in stderr
+
+
+def test_a_checkpoint_of_another_network_is_refused(
+    two_epochs: tuple[str, Path], shards: Path, run: Run, tmp_path: Path
+) -> None:
+    checkpoint = two_epochs[1] / "checkpoint.pth.tar"
+    other = ("--shards", shards, "--device", "cpu", "--image-size", 75, "--output", tmp_path, "--resume", checkpoint)
+    done = run("train.py", *other, "--blocks", "1,0,0")
+    assert done.returncode == 1
+    assert "give --blocks 0,0,0" in done.stderr
+    done = run("train.py", *other, "--blocks", "0,0,0", "--num-classes", 5)
+    assert done.returncode == 1
+    assert "has 3 classes, the model 5" in done.stderr
