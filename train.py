@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(run: Run, feed: Feed, val: Feed | None) -> None:
     """All epochs: a pass over the training split, a score, a checkpoint."""
     options = run.options
+    if run.epoch >= options.epochs:
+        print(f"note: nothing to do: {run.epoch} epochs are done, --epochs is {options.epochs}", flush=True)
     for epoch in range(run.epoch, options.epochs):
         feed.loader.set_epoch(epoch)
         for group in run.optimizer.param_groups:
