@@ -122,6 +122,8 @@ def open_folder(path: Path, classes: tuple[str, ...]) -> Folder:
     if empty:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         raise DataError(f"no picture in {path}/{{{','.join(empty[:3])}}}{more}: remove the empty class or fill it")
+    if not names:
+        raise DataError(f"no class folder in {path}: fill it, or remove it")
     return Folder(
         root=str(path),
         classes=classes,

@@ -187,6 +187,7 @@ def write_shards(config: WriterConfig) -> tuple[Manifest, list[str]]:
     folders = {split: open_folder(path, classes) for split, path in paths.items()}
     made: dict[str, object] = {
         "by": f"headrace {__version__}",
+        "splits": list(folders),
         "jpeg": config.jpeg,
         "seed": config.seed,
         "shard_mb": config.shard_mb,
@@ -207,6 +208,7 @@ def write_shards(config: WriterConfig) -> tuple[Manifest, list[str]]:
             index = _HashedFile(file)
             np.lib.format.write_array(index, np.concatenate([shard.records for shard in written]), allow_pickle=False)
         index_sha256[split] = index.sha256()
+        _remove_others(config.destination, split, {info.name for info in splits[split]})
     if damaged:
         listed = "\n  ".join(damaged)
         raise DataError(
@@ -219,6 +221,14 @@ def write_shards(config: WriterConfig) -> tuple[Manifest, list[str]]:
     write_manifest(manifest)
     (config.destination / _MAKING).unlink()
     return manifest, skipped
+
+
+def _remove_others(destination: Path, split: str, names: set[str]) -> None:
+    """Remove a split's shards of an earlier run that had more: whoever reads ``<split>-*.tar`` would take them."""
+    for tar in destination.glob(f"{split}-[0-9][0-9][0-9][0-9][0-9][0-9].tar"):
+        if tar.name not in names:
+            tar.unlink()
+            (destination / idx_name(tar.name)).unlink(missing_ok=True)
 
 
 def _claim(config: WriterConfig, made: dict[str, object]) -> dict[str, ShardInfo]:

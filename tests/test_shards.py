@@ -139,6 +139,16 @@ def test_a_folder_of_classes_is_all_train(folder: Path, tmp_path: Path) -> None:
     assert sum(info.samples for info in manifest.splits["train"]) == 21
 
 
+def test_an_empty_split_is_an_error_not_a_crash(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "train", tmp_path / "src/train")
+    (tmp_path / "src/val").mkdir()
+    with pytest.raises(DataError, match=r"no class folder in .*/val"):
+        write_shards(WriterConfig(source=tmp_path / "src", destination=tmp_path / "dst"))
+    (tmp_path / "src/val").rmdir()
+    manifest, _ = write_shards(WriterConfig(source=tmp_path / "src", destination=tmp_path / "dst"))
+    assert list(manifest.splits) == ["train"]
+
+
 def test_damaged_pictures_are_all_listed_and_skipped_on_request(tmp_path: Path) -> None:
     source = write_photos(tmp_path / "src", classes=2, train=8, val=2)
     (source / "train/class0/empty.jpg").write_bytes(b"")
@@ -194,6 +204,23 @@ def test_resume_mends_a_finished_folder(folder: Path, shards: Path, tmp_path: Pa
     (mended / "val-000000.idx").unlink()
     write_shards(WriterConfig(source=folder, destination=mended, shard_mb=0.1, resume=True))
     assert content(mended) == content(shards)
+
+
+def test_resume_after_pictures_were_removed_leaves_no_stale_shard(tmp_path: Path) -> None:
+    source = write_photos(tmp_path / "src", classes=2, train=21, val=1)
+    config = WriterConfig(source=source, destination=tmp_path / "dst", shard_mb=0.1, resume=True)
+    write_shards(config)
+    before = len(list((tmp_path / "dst").glob("train-*.tar")))
+    for number in range(14):
+        (source / f"train/class0/train_0_{number}.JPEG").unlink()
+    write_shards(config)
+    assert len(list((tmp_path / "dst").glob("train-*.tar"))) < before
+    write_shards(WriterConfig(source=source, destination=tmp_path / "new", shard_mb=0.1))
+    assert content(tmp_path / "dst") == content(tmp_path / "new")
+    with pytest.raises(ConfigError, match="begun with splits"):
+        write_shards(
+            WriterConfig(source=source, destination=tmp_path / "dst", splits=("val",), shard_mb=0.1, resume=True)
+        )
 
 
 def test_another_folder_is_never_overwritten(folder: Path, shards: Path, tmp_path: Path) -> None:
