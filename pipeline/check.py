@@ -16,9 +16,10 @@ from .console import Progress, run_tool
 from .errors import ConfigError, DataError
 from .files import sha256_of
 from .host import available_cores
+from .idx import idx_name, idx_text
 from .processes import map_in_processes
-from .scan import idx_name, scan_shard
-from .shards import Manifest, ShardInfo, check_size, read_index, read_manifest
+from .scan import ScannedShard, scan_shard
+from .shards import ShardInfo, check_size, read_index, read_manifest
 
 EXAMPLE = """example:
   python tools/check_shards.py /data/shards --deep
@@ -26,61 +27,54 @@ EXAMPLE = """example:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """One tar, and what is said of it."""
+
+    info: ShardInfo
+    index: Path
+    indexed: npt.NDArray[np.void] | None  # its part of the index; None where that cannot be read
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardCheck:
     """Checks one tar at a time, in any process; gives back what is wrong with it, a line each."""
 
-    manifest: Manifest
+    root: Path
+    classes: int
     deep: bool
 
-    def __call__(self, task: tuple[str, int], count: Callable[[], None]) -> tuple[list[str], list[str]]:
-        """``task`` is a split and the number of a shard. Returns problems, and the keys that were found."""
-        split, number = task
-        info = self.manifest.splits[split][number]
-        path = self.manifest.root / info.name
+    def __call__(self, task: ShardTask, count: Callable[[], None]) -> tuple[list[str], list[str]]:
+        """Returns problems, and the keys that were found."""
+        path = self.root / task.info.name
         try:
-            check_size(path, info)
+            check_size(path, task.info)
             scanned = scan_shard(path)
         except DataError as error:
             return [str(error)], []
-        problems = list(self._differences(path, info, split, number, scanned.records, scanned.info, scanned.idx))
+        problems = list(self._differences(path, task, scanned))
         for row, key in enumerate(scanned.keys):
             count()
             if self.deep and (problem := _decode(path, scanned.records[row])):
                 problems.append(f"{path}: {key}.jpg: {problem}")
         return problems, list(scanned.keys)
 
-    def _differences(
-        self,
-        path: Path,
-        info: ShardInfo,
-        split: str,
-        number: int,
-        records: npt.NDArray[np.void],
-        found: ShardInfo,
-        idx: list[str],
-    ) -> Iterator[str]:
-        if found != info:
-            for name in ("samples", "sha256"):
-                want, got = getattr(info, name), getattr(found, name)
-                if want != got:
-                    yield f"{path}: the manifest says {name} {want}, the shard has {got}"
-        first = sum(other.samples for other in self.manifest.splits[split][:number])
-        try:
-            indexed = read_index(self.manifest, split)[first : first + info.samples]
-        except DataError:
-            indexed = records  # said once for the split
-        if not np.array_equal(indexed, records):
-            yield f"{path}: the index {self.manifest.index_path(split)} does not describe this shard"
-        outside = records["label"][(records["label"] < 0) | (records["label"] >= len(self.manifest.classes))]
+    def _differences(self, path: Path, task: ShardTask, scanned: ScannedShard) -> Iterator[str]:
+        for name in ("samples", "sha256"):
+            want, got = getattr(task.info, name), getattr(scanned.info, name)
+            if want != got:
+                yield f"{path}: the manifest says {name} {want}, the shard has {got}"
+        if task.indexed is not None and not np.array_equal(task.indexed, scanned.records):
+            yield f"{path}: the index {task.index} does not describe this shard"
+        labels = scanned.records["label"]
+        outside = labels[(labels < 0) | (labels >= self.classes)]
         if len(outside):
-            yield f"{path}: label {outside[0]} is outside 0 ... {len(self.manifest.classes) - 1}"
-        dali = path.with_name(idx_name(path.name))
-        want_idx = f"v1.2 {len(idx)}\n{''.join(idx)}"
+            yield f"{path}: label {outside[0]} is outside 0 ... {self.classes - 1}"
+        idx = path.with_name(idx_name(path.name))
         try:
-            if dali.read_text() != want_idx:
-                yield f"{dali} does not describe its shard"
+            if idx.read_text() != idx_text(scanned.idx):
+                yield f"{idx} does not describe its shard"
         except (OSError, UnicodeDecodeError) as error:
-            yield f"{dali} cannot be read: {error}"
+            yield f"{idx} cannot be read: {error}"
 
 
 def _decode(path: Path, record: np.void) -> str:
@@ -103,27 +97,32 @@ def check_shards(root: Path, *, deep: bool, workers: int) -> tuple[list[str], in
     """
     manifest = read_manifest(root)
     problems: list[str] = []
-    for split in manifest.splits:
+    tasks: list[ShardTask] = []
+    for split, infos in manifest.splits.items():
+        index = manifest.index_path(split)
+        records: npt.NDArray[np.void] | None = None
         try:
-            read_index(manifest, split)
-            if sha256_of(manifest.index_path(split)) != manifest.index_sha256[split]:
-                problems.append(f"{manifest.index_path(split)} is not the file that the manifest was written with")
+            records = read_index(manifest, split)
+            if sha256_of(index) != manifest.index_sha256[split]:
+                problems.append(f"{index} is not the file that the manifest was written with")
         except DataError as error:
             problems.append(str(error))
-    tasks = [(split, number) for split, infos in manifest.splits.items() for number in range(len(infos))]
-    total = sum(info.samples for infos in manifest.splits.values() for info in infos)
+        first = 0
+        for info in infos:
+            part = None if records is None else records[first : first + info.samples]
+            tasks.append(ShardTask(info=info, index=index, indexed=part))
+            first += info.samples
     seen: dict[str, str] = {}
-    with Progress("check", total, "samples") as progress:
-        check = ShardCheck(manifest=manifest, deep=deep)
+    with Progress("check", sum(task.info.samples for task in tasks), "samples") as progress:
+        check = ShardCheck(root=root, classes=len(manifest.classes), deep=deep)
         results = map_in_processes(check, tasks, workers=workers, progress=progress.update)
-        for (split, number), result in zip(tasks, results, strict=True):
+        for task, result in zip(tasks, results, strict=True):
             if isinstance(result, Exception):
                 raise result
             problems += result[0]
-            name = manifest.splits[split][number].name
             for key in result[1]:
-                if (other := seen.setdefault(key, name)) != name:
-                    problems.append(f"{root}: {name} and {other} both hold the key {key}")
+                if (other := seen.setdefault(key, task.info.name)) != task.info.name:
+                    problems.append(f"{root}: {task.info.name} and {other} both hold the key {key}")
     return problems, len(seen)
 
 

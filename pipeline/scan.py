@@ -13,6 +13,7 @@ import numpy.typing as npt
 from .errors import DataError
 from .files import sha256_of
 from .folder import picture_size
+from .idx import idx_line
 from .shards import RECORD, ShardInfo
 
 
@@ -43,10 +44,7 @@ def scan_shard(path: Path) -> ScannedShard:
                 width, height = picture_size(data)
                 keys.append(key)
                 records.append((picture.offset_data, picture.size, int(text), width, height))
-                idx.append(
-                    f"jpg {picture.offset_data} {picture.size} {picture.name} "
-                    f"cls {label.offset_data} {label.size} {label.name}\n"
-                )
+                idx.append(idx_line(key, picture.offset_data, picture.size, label.offset_data, label.size))
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if len(set(keys)) != len(keys):
@@ -75,8 +73,3 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     if len(data) != member.size:
         raise DataError(f"{tar.name!s}: {member.name} is cut short")
     return data
-
-
-def idx_name(shard: str) -> str:
-    """The name of the .idx beside a tar."""
-    return f"{shard.removesuffix('.tar')}.idx"

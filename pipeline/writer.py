@@ -24,10 +24,11 @@ from .console import Progress
 from .errors import ConfigError, DataError
 from .files import atomic_write
 from .folder import Folder, folder_classes, folder_splits, open_folder
+from .idx import idx_line, idx_name, idx_text
 from .jpeg import has_end, read_header
 from .plan import ShardPlan, plan_shards
 from .processes import map_in_processes
-from .scan import idx_name, scan_shard
+from .scan import scan_shard
 from .shards import BLOCK, MANIFEST, RECORD, Manifest, ShardInfo, index_name, read_manifest, write_manifest
 
 JPEG_MODES = ("verbatim",)
@@ -146,7 +147,7 @@ class ShardWriter:
                 label_text = str(label).encode()
                 label_at = tar.member(f"{key}.cls", label_text)
                 records[len(idx)] = (at, len(data), label, width, height)
-                idx.append(f"jpg {at} {len(data)} {key}.jpg cls {label_at} {len(label_text)} {key}.cls\n")
+                idx.append(idx_line(key, at, len(data), label_at, len(label_text)))
             if skipped and self.on_error == "fail":
                 raise _DamagedError(skipped)
             tar.write(bytes(2 * BLOCK))  # the end of a tar
@@ -156,7 +157,7 @@ class ShardWriter:
 
     def _write_idx(self, plan: ShardPlan, lines: list[str]) -> None:
         with atomic_write(self.destination / idx_name(plan.name)) as file:
-            file.write(f"v1.2 {len(lines)}\n{''.join(lines)}".encode())
+            file.write(idx_text(lines).encode())
 
     def _already_written(self, plan: ShardPlan) -> WrittenShard | None:
         """The shard as an earlier run left it, where it holds just what the plan says."""
