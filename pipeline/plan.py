@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import re
+from collections import Counter
 
 import numpy as np
 import numpy.typing as npt
@@ -51,9 +52,16 @@ def sample_keys(folder: Folder) -> list[str]:
     extension only, it stays in the key. What is too long for a tar header is cut and told apart by its hash.
     """
     names = [os.fsencode(folder.name(i)) for i in range(len(folder))]
-    stems = [os.path.splitext(name)[0] for name in names]
-    twins = {stem for stem, n in zip(*np.unique(np.array(stems), return_counts=True), strict=True) if n > 1}
-    return [_key(name if stem in twins else stem) for name, stem in zip(names, stems, strict=True)]
+    keys = [_key(os.path.splitext(name)[0]) for name in names]
+    whole: set[int] = set()
+    while True:  # a key with its extension may be the stem of a third picture: a.jpg, a.png, a.jpg.png
+        counts = Counter(keys)
+        clash = {i for i, key in enumerate(keys) if counts[key] > 1} - whole
+        if not clash:
+            return keys
+        whole |= clash
+        for i in clash:
+            keys[i] = _key(names[i])
 
 
 def _key(name: bytes) -> str:

@@ -122,6 +122,7 @@ def test_keys_are_unique_reversible_and_safe(tmp_path: Path) -> None:
         "x" * 201 + ".jpg",
         "%41.jpg",
     ]
+    names += ["third.jpg", "third.png", "third.jpg.png"]  # the first one's key with extension is the last one's stem
     names.append(os.fsdecode(b"not-utf8-\xff.jpg"))
     for name in names:
         (folder / name).write_bytes(b"")
