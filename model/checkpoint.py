@@ -6,10 +6,12 @@ Keys: ``epoch`` (the next one), ``arch``, ``state_dict`` (fp32, without ``module
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -30,16 +32,22 @@ def save_checkpoint(state: dict[str, Any], directory: Path, *, is_best: bool) ->
     Each is written under another name, flushed to the disk and renamed: a kill leaves the old one or the new one.
     """
     last = directory / LAST
-    temporary = last.with_suffix(".partial")
-    with open(temporary, "wb") as file:
+    with _whole_file(last) as file:
         torch.save(state, file)
+    if is_best:
+        with _whole_file(directory / BEST) as file, open(last, "rb") as saved:
+            shutil.copyfileobj(saved, file)
+    return last
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
+    temporary = path.with_suffix(".partial")
+    with open(temporary, "wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, last)
-    if is_best:
-        shutil.copyfile(last, temporary)
-        os.replace(temporary, directory / BEST)
-    return last
+    os.replace(temporary, path)
 
 
 def set_aside(directory: Path, *names: str) -> Path | None:
