@@ -69,14 +69,14 @@ def measure_supply(loader: Loader, seconds: float) -> Supply:
     rates: list[float] = []
     images = warm = 0
     window_images, window_start = 0, 0.0
-    start = cpu_start = 0.0
+    cpu_start = 0.0
     with Progress("loader", WINDOWS, "windows") as progress:
         while len(rates) < WINDOWS:
             for batch in loader:
                 now = time.perf_counter()
                 if warm <= loader.config.slots:
                     warm += 1
-                    start = window_start = now
+                    window_start = now
                     cpu_start = cpu_s()
                     continue
                 images += len(batch.labels)
@@ -87,7 +87,6 @@ def measure_supply(loader: Loader, seconds: float) -> Supply:
                     progress.update(len(rates))
                 if len(rates) == WINDOWS:
                     break
-    assert start
     return Supply(
         images_per_s=statistics.median(rates),
         low=min(rates),
@@ -98,7 +97,7 @@ def measure_supply(loader: Loader, seconds: float) -> Supply:
 
 
 def measure_stages(loader: Loader, seconds: float) -> list[Stage]:
-    """The stages one after the other, in this process, with Pillow; half of the pictures at least once warm.
+    """The stages one after the other, in this process, with Pillow, pictures in random order.
 
     DALI runs decode and resize as one graph: its price is the supply's CPU time, the split is Pillow's.
     """
@@ -110,21 +109,17 @@ def measure_stages(loader: Loader, seconds: float) -> list[Stage]:
     count, deadline = 0, time.perf_counter() + seconds
     while time.perf_counter() < deadline:
         index = int(order[count % len(order)])
-        marks = [(time.thread_time(), time.perf_counter())]
-
-        def mark(marks: list[tuple[float, float]] = marks) -> None:
-            marks.append((time.thread_time(), time.perf_counter()))
-
+        marks = [_clocks()]
         data = source.read(index)
-        mark()
+        marks.append(_clocks())
         image = decode_rgb(data)
-        mark()
+        marks.append(_clocks())
         indices = np.array([index])
         crops = make_crops(config, 0, indices, *source.sizes(indices, [data]))
         image = backend.cut_and_resize(image, crops.region[0].tolist(), crops.box[0].tolist())
-        mark()
+        marks.append(_clocks())
         backend.store(image, bool(crops.flip[0]), out)
-        mark()
+        marks.append(_clocks())
         times = np.diff(np.array(marks), axis=0)
         cpu += times[:, 0]
         wall += times[:, 1]
@@ -133,6 +128,11 @@ def measure_stages(loader: Loader, seconds: float) -> list[Stage]:
         Stage(name=name, cpu_us_per_image=c / count * 1e6, wall_us_per_image=w / count * 1e6)
         for name, c, w in zip(STAGES, cpu.tolist(), wall.tolist(), strict=True)
     ]
+
+
+def _clocks() -> tuple[float, float]:
+    """CPU seconds of this thread, and wall seconds."""
+    return time.thread_time(), time.perf_counter()
 
 
 def report(
