@@ -32,7 +32,6 @@ from model.options import TrainOptions, parse_options
 from model.schedule import learning_rate
 from model.weights import WeightsError, load_pretrained
 from pipeline import ConfigError, DataError, Loader, PipelineConfig, build_loader
-from pipeline.backends import slow_backend_advice
 from pipeline.console import run_tool
 from pipeline.device import Device, find_device
 from pipeline.folder import folder_splits
@@ -282,7 +281,7 @@ def announce(run: Run, feeds: dict[str, Feed]) -> None:
         samples={split: feed.loader.samples for split, feed in feeds.items()},
         torch=torch.__version__,
     )
-    notes = [slow_backend_advice(loader.backend), run.device.bf16_advice() if options.amp else None]
+    notes = [run.device.bf16_advice() if options.amp else None]
     for note in filter(None, notes):
         print(f"note: {note}", flush=True)
 

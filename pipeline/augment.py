@@ -92,7 +92,7 @@ def center_crops(widths: I64, heights: I64, *, resize_size: int, image_size: int
 
     Both steps in one: the box that the square covers is resized straight to its final size, with the same filter at
     the same places, so the pixels are those of Resize followed by CenterCrop (within 1, for Pillow takes the box in
-    single precision) and nothing outside is computed.
+    single precision), and nothing outside the filter's reach is decoded.
 
     Args:
         widths, heights: int64 [N], in pixels.
@@ -106,12 +106,18 @@ def center_crops(widths: I64, heights: I64, *, resize_size: int, image_size: int
     top = np.rint((resized_h - image_size) / 2.0)
     scale_x = widths / resized_w
     scale_y = heights / resized_h
-    right = np.minimum((left + image_size) * scale_x, widths)  # against the last bit of rounding
-    bottom = np.minimum((top + image_size) * scale_y, heights)
-    n = len(widths)
-    zero = np.zeros(n, np.int64)
+    x0, x1, box_x0, box_x1 = _within_reach(left * scale_x, (left + image_size) * scale_x, scale_x, widths)
+    y0, y1, box_y0, box_y1 = _within_reach(top * scale_y, (top + image_size) * scale_y, scale_y, heights)
     return Crops(
-        region=np.stack((zero, zero, widths, heights), axis=1),
-        box=np.stack((left * scale_x, top * scale_y, right, bottom), axis=1),
-        flip=np.zeros(n, np.bool_),
+        region=np.stack((x0, y0, x1 - x0, y1 - y0), axis=1),
+        box=np.stack((box_x0, box_y0, box_x1, box_y1), axis=1),
+        flip=np.zeros(len(widths), np.bool_),
     )
+
+
+def _within_reach(begin: F64, end: F64, scale: F64, side: I64) -> tuple[I64, I64, F64, F64]:
+    """Along one axis: the whole pixels that the filter reaches from ``begin`` to ``end``, and these two within them."""
+    support = np.maximum(scale, 1.0)  # of the bilinear filter, as wide as an output pixel where it makes smaller
+    first = np.maximum(np.floor(begin - support), 0).astype(np.int64)
+    last = np.minimum(np.ceil(end + support), side).astype(np.int64)
+    return first, last, begin - first, np.minimum(end - first, last - first)  # against the last bit of rounding

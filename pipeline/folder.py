@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from .crop_jpeg import Excerpt
 from .errors import ConfigError, DataError, PictureError
 from .jpeg import read_header
+from .pictures import I64, Pictures
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val")
@@ -47,17 +50,31 @@ class Folder:
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}") from error
 
-    def sizes(
-        self, indices: npt.NDArray[np.int64], pictures: list[bytes]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Widths and heights in pixels, int64 [N] each, found in the pictures' own headers."""
-        sizes = np.empty((len(pictures), 2), np.int64)
-        for row, picture in enumerate(pictures):
+    def open(self, indices: I64) -> FolderPictures:
+        """The pictures of some samples, read whole: nothing else says their sizes. Raises PictureError."""
+        return FolderPictures(self, indices)
+
+
+class FolderPictures(Pictures):
+    """Pictures as they are on the disk."""
+
+    def __init__(self, folder: Folder, indices: I64):
+        self._data: list[bytes] = []
+        sizes = np.empty((len(indices), 2), np.int64)
+        for row, index in enumerate(indices.tolist()):
             try:
-                sizes[row] = picture_size(picture)
+                self._data.append(folder.read(index))
+                sizes[row] = picture_size(self._data[row])
             except DataError as error:
                 raise PictureError(row, str(error)) from error
-        return sizes[:, 0], sizes[:, 1]
+        super().__init__(widths=sizes[:, 0], heights=sizes[:, 1], labels=folder.labels[indices])
+        self.read_whole.update(range(len(indices)))
+
+    def excerpt(self, row: int, region: Sequence[int]) -> Excerpt:
+        return self.whole(row)
+
+    def whole(self, row: int) -> Excerpt:
+        return Excerpt(self._data[row], 0, 0, int(self.widths[row]), int(self.heights[row]))
 
 
 def picture_size(data: bytes) -> tuple[int, int]:

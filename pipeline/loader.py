@@ -19,16 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import choose_backend
+from .advice import advise
+from .backends import choose_backend, slow_backend_advice
 from .config import PipelineConfig
 from .errors import ConfigError, DataError
 from .host import available_cores
 from .order import Indices, batch_indices, epoch_order
 from .pool import WorkerPool
 from .ring import Ring
-from .source import Source, open_source
+from .source import Source, open_source, slow_source_advice
 from .worker import DONE, TASK, Job
 
+_NAMED = 10  # damaged pictures that are named; all are counted
 _IN_FLIGHT = 128  # tasks on the queue at most: far fewer than the socket holds, so that no send ever waits
 
 
@@ -72,10 +74,11 @@ class Loader:
         if len(self.source) == 0:
             raise DataError(f"{config.root} holds no sample in split {config.split!r}")
         self.ring = Ring(slots=config.slots, batch_size=config.batch_size, image_size=config.image_size)
-        # DALI brings threads of its own; Pillow is one core a process, and processes leave the trainer's GIL alone.
-        processes, threads = (1, self.workers) if self.backend == "dali" else (self.workers, 1)
-        self._rows = -(-config.batch_size * config.slots // min(_IN_FLIGHT, 8 * processes))
+        self._rows = -(-config.batch_size * config.slots // min(_IN_FLIGHT, 8 * self.workers))
         self._rows = min(self._rows, config.batch_size)
+        self.read_whole = 0  # pictures that were read and decoded whole: damaged, or not crop-addressed
+        self.damaged = 0  # pictures that were delivered though something was wrong with them
+        self._damaged_pictures: set[str] = set()
         self._epoch = 0  # of the next batch to be handed out
         self._position = 0  # samples of that epoch that all ranks together have been handed
         self._abandoned = False
@@ -84,17 +87,15 @@ class Loader:
         self._queued = 0  # tasks sent and not yet answered
         self._handed_out = 0  # flights at the head of the queue that are with the trainer
         self._free = deque(range(config.slots))
-        self._pool = WorkerPool(self._job(threads), self.ring, processes)
+        self._pool = WorkerPool(self._job(), self.ring, self.workers)
         self._finalizer = weakref.finalize(self, _shut_down, self._pool, self.ring)
 
-    def _job(self, threads: int) -> Job:
+    def _job(self) -> Job:
         return Job(
             config=self.config,
             backend=self.backend,
-            threads=threads,
             rows=self._rows,
             source=self.source,
-            labels=self.source.labels,
         )
 
     @property
@@ -249,10 +250,16 @@ class Loader:
         """Take note of what the workers have done; with ``wait``, of one thing at least."""
         while message := self._pool.receive(wait=wait):
             self._queued -= 1
-            slot, first, end = DONE.unpack_from(message)
-            if problem := message[DONE.size :]:
+            slot, first, end, read_whole, damaged, failed = DONE.unpack_from(message)
+            text = message[DONE.size :].decode(errors="replace")
+            if failed:
                 self.close()
-                raise DataError(problem.decode(errors="replace"))
+                raise DataError(text)
+            self.read_whole += read_whole
+            self.damaged += damaged
+            if text and len(self._damaged_pictures) < _NAMED:
+                self._damaged_pictures.add(text)
+                advise(f"damaged picture, decoded whole as well as it goes: {text}")
             next(flight for flight in self._flights if flight.slot == slot).missing -= end - first
             wait = False
 
@@ -292,4 +299,8 @@ def build_loader(config: PipelineConfig) -> Loader:
 
     Raises ConfigError for a wrong call and DataError for data that is missing or damaged, each in one clear line.
     """
-    return Loader(config)
+    loader = Loader(config)
+    for line in (slow_backend_advice(loader.backend), slow_source_advice(loader.source)):
+        if line:
+            advise(line)
+    return loader

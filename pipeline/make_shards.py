@@ -9,7 +9,8 @@ from pathlib import Path
 
 from .console import run_tool
 from .host import available_cores
-from .writer import JPEG_MODES, WriterConfig, write_shards
+from .prepare import JPEG_MODES
+from .writer import WriterConfig, write_shards
 
 EXAMPLE = """example:
   python tools/make_shards.py /data/imagenet /data/shards
@@ -29,7 +30,11 @@ def parse(argv: Sequence[str] | None) -> WriterConfig:
                         "a folder of class folders is all train")  # fmt: skip
     parser.add_argument("destination", metavar="DST", type=Path, help="a new or empty folder")
     parser.add_argument("--split", metavar="A,B", help="which splits (default: those that SRC has)")
-    parser.add_argument("--jpeg", choices=JPEG_MODES, default="verbatim", help="verbatim: the original bytes")
+    parser.add_argument("--jpeg", choices=JPEG_MODES, default="crop",
+                        help="crop: the same pixels, rewritten so that a crop is decoded at the price of the crop "
+                        "(default); recode: resized and encoded anew, likewise; verbatim: as they are")  # fmt: skip
+    parser.add_argument("--max-side", metavar="N", type=int, default=400, help="recode: long side (default: 400)")
+    parser.add_argument("--quality", metavar="Q", type=int, default=90, help="recode: JPEG quality (default: 90)")
     parser.add_argument("--shard-mb", metavar="MB", type=float, default=128.0, help="size of a tar (default: 128)")
     parser.add_argument(
         "--workers", metavar="N", type=int, default=available_cores(), help="processes (default: cores)"
@@ -44,6 +49,8 @@ def parse(argv: Sequence[str] | None) -> WriterConfig:
         destination=args.destination,
         splits=tuple(args.split.split(",")) if args.split else None,
         jpeg=args.jpeg,
+        max_side=args.max_side,
+        quality=args.quality,
         shard_mb=args.shard_mb,
         workers=args.workers,
         on_error=args.on_error,
@@ -62,6 +69,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         samples, size = sum(s.samples for s in shards), sum(s.bytes for s in shards)
         print(f"{split}: {samples:,} pictures in {len(shards)} shard{'s'[: len(shards) > 1]}, {size / 1e6:,.1f} MB")
     print(f"{len(manifest.classes):,} classes; {config.destination} is complete after {elapsed_s:.1f} s")
+    if kept := manifest.made.get("not_crop_addressed"):
+        print(f"{kept} keep their bytes (no JPEG, or one that no strict decoder takes) and will be decoded whole")
     for line in skipped:
         print(f"skipped {line}")
     return 0

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .backends import slow_backend_advice
-from .backends.pillow import PillowBackend, decode_rgb
+from .backends.pillow import PillowBackend
 from .config import PipelineConfig
 from .console import Progress, run_tool
 from .errors import ConfigError
@@ -110,13 +110,15 @@ def measure_stages(loader: Loader, seconds: float) -> list[Stage]:
     while time.perf_counter() < deadline:
         index = int(order[count % len(order)])
         marks = [_clocks()]
-        data = source.read(index)
-        marks.append(_clocks())
-        image = decode_rgb(data)
-        marks.append(_clocks())
         indices = np.array([index])
-        crops = make_crops(config, 0, indices, *source.sizes(indices, [data]))
-        image = backend.cut_and_resize(image, crops.region[0].tolist(), crops.box[0].tolist())
+        pictures = source.open(indices)
+        crops = make_crops(config, 0, indices, pictures.widths, pictures.heights)
+        region = crops.region[0].tolist()
+        excerpt = pictures.excerpt(0, region)
+        marks.append(_clocks())
+        image = backend.cut(pictures, 0, region, excerpt)
+        marks.append(_clocks())
+        image = backend.resize(image, crops.box[0].tolist())
         marks.append(_clocks())
         backend.store(image, bool(crops.flip[0]), out)
         marks.append(_clocks())

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .crop_jpeg import describe
 from .errors import DataError
 from .files import sha256_of
 from .folder import picture_size
@@ -30,7 +31,7 @@ class ScannedShard:
 def scan_shard(path: Path) -> ScannedShard:
     """Read a shard member by member with Python's tarfile. Raises DataError, with the key, for what does not belong."""
     keys: list[str] = []
-    records: list[tuple[int, int, int, int, int]] = []
+    records: list[tuple[int, ...]] = []
     idx: list[str] = []
     try:
         digest = sha256_of(path)
@@ -43,7 +44,7 @@ def scan_shard(path: Path) -> ScannedShard:
                     raise DataError(f"{path}: {label.name} must hold a class number, holds {text[:20]!r}")
                 width, height = picture_size(data)
                 keys.append(key)
-                records.append((picture.offset_data, picture.size, int(text), width, height))
+                records.append((picture.offset_data, picture.size, int(text), width, height, *describe(data)))
                 idx.append(idx_line(key, picture.offset_data, picture.size, label.offset_data, label.size))
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error

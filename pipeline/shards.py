@@ -10,25 +10,39 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .crop_jpeg import Excerpt, LayoutError, read_layout, splice
 from .errors import ConfigError, DataError
 from .files import atomic_write
+from .pictures import I64, Pictures
 
 FORMAT = "headrace-shards"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 
-# One sample: its picture's place in its shard, its class, its picture's size in pixels. 24 bytes, little endian.
+# One sample: its picture's place in its shard, its class, its picture's size in pixels; of a crop-addressed picture
+# how long its header is and the CRC-32 in it, otherwise 0. 28 bytes, little endian.
 RECORD = np.dtype(
-    [("offset", "<i8"), ("bytes", "<i4"), ("label", "<i4"), ("width", "<i4"), ("height", "<i4")], align=False
+    [
+        ("offset", "<u8"),
+        ("bytes", "<u4"),
+        ("label", "<u4"),
+        ("width", "<u2"),
+        ("height", "<u2"),
+        ("header", "<u4"),
+        ("crc", "<u4"),
+    ]
 )
+MAX_SIDE = 65535  # pixels: what a record holds, and a JPEG
 
 BLOCK = 512  # a tar is made of these
+_CHUNK = 1 << 20  # records
 _OPEN_SHARDS = 256  # files a process keeps open: enough for ImageNet, far below the usual limit of 1,024
 
 
@@ -123,22 +137,37 @@ def read_manifest(root: Path) -> Manifest:
         raise DataError(f"{path} is damaged ({error!r}): make the shards again, or copy the manifest again") from error
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Shards:
-    """One split of a folder of shards: labels, and random access to the pictures' bytes."""
+    """One split of a folder of shards: labels, and random access to the pictures' bytes.
+
+    The index stays in its file, mapped: a process that gets a copy of this maps it too, and none holds it.
+    """
 
     root: str
     classes: tuple[str, ...]
     shard_names: tuple[str, ...]
-    first: npt.NDArray[np.int64]  # [shards] number of each shard's first sample
+    first: I64  # [shards] number of each shard's first sample
+    index: Path
     records: npt.NDArray[np.void]  # [n] of RECORD
     _files: dict[int, int] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"records": len(self.records), "_files": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"records": _map_index(state["index"], state["records"])})
 
     def __len__(self) -> int:
         return len(self.records)
 
     @property
-    def labels(self) -> npt.NDArray[np.int64]:
+    def crop_addressed(self) -> bool:
+        """Whether crops can be read from it (a few pictures may not be, such as PNGs)."""
+        return bool((self.records["header"][:100] > 0).any())
+
+    @property
+    def labels(self) -> I64:
         return self.records["label"].astype(np.int64)
 
     def name(self, index: int) -> str:
@@ -154,21 +183,22 @@ class Shards:
     def read(self, index: int) -> bytes:
         """The picture's bytes, in one read. Raises DataError where the shard is gone or cut short."""
         shard, record = self._locate(index)
-        wanted = int(record["bytes"])
+        data = bytearray(int(record["bytes"]))
+        self.read_into(data, shard, int(record["offset"]))
+        return bytes(data)
+
+    def read_into(self, data: bytearray, shard: int, offset: int) -> None:
+        """Fill ``data`` from a place in a shard. Raises DataError where the shard is gone or cut short."""
         try:
-            data = os.pread(self._file(shard), wanted, int(record["offset"]))
+            got = os.preadv(self._file(shard), [data], offset)
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}") from error
-        if len(data) != wanted:
-            raise DataError(f"want {wanted} bytes, got {len(data)}: the shard has been cut short")
-        return data
+        if got != len(data):
+            raise DataError(f"want {len(data)} bytes, got {got}: the shard has been cut short")
 
-    def sizes(
-        self, indices: npt.NDArray[np.int64], pictures: list[bytes]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Widths and heights in pixels, int64 [N] each, from the index."""
-        records = self.records[indices]
-        return records["width"].astype(np.int64), records["height"].astype(np.int64)
+    def open(self, indices: I64) -> ShardPictures:
+        """The pictures of some samples; no shard is read yet."""
+        return ShardPictures(self, indices)
 
     def _locate(self, index: int) -> tuple[int, Any]:
         return int(np.searchsorted(self.first, index, side="right")) - 1, self.records[index]
@@ -192,6 +222,50 @@ class Shards:
             os.close(self._files.popitem()[1])
 
 
+class ShardPictures(Pictures):
+    """Pictures of which only the bytes that a crop needs are read, where they are crop-addressed."""
+
+    def __init__(self, shards: Shards, indices: I64):
+        records = shards.records[indices]
+        super().__init__(
+            widths=records["width"].astype(np.int64),
+            heights=records["height"].astype(np.int64),
+            labels=records["label"].astype(np.int64),
+        )
+        self._shards = shards
+        self._shard = (np.searchsorted(shards.first, indices, side="right") - 1).tolist()
+        self._records = records.tolist()
+
+    def excerpt(self, row: int, region: Sequence[int]) -> Excerpt:
+        shard = self._shard[row]
+        offset, size, _, width, height, length, crc = self._records[row]
+        if not length:
+            return self.whole(row)
+        header = bytearray(length)
+        self._shards.read_into(header, shard, offset)
+        try:
+            layout = read_layout(bytes(header), crc)
+            if (layout.width, layout.height) != (width, height):
+                raise LayoutError(f"the index says {width}x{height}, its header {layout.width}x{layout.height}")
+            tiles = layout.tiles(*region)
+            begin, end = layout.span(tiles)
+            if not length <= begin < end <= size:
+                raise LayoutError("its header points outside it")
+            body = bytearray(end - begin)
+            self._shards.read_into(body, shard, offset + begin)
+            return splice(layout, tiles, body)
+        except LayoutError as error:
+            self.damaged[row] = str(error)
+            return self.whole(row)
+
+    def whole(self, row: int) -> Excerpt:
+        offset, size, _, width, height, _, _ = self._records[row]
+        data = bytearray(size)
+        self._shards.read_into(data, self._shard[row], offset)
+        self.read_whole.add(row)
+        return Excerpt(bytes(data), 0, 0, width, height)
+
+
 def open_shards(root: Path, split: str) -> Shards:
     """Open one split: every shard is there and has its size, the index fits, every label has a class.
 
@@ -210,6 +284,7 @@ def open_shards(root: Path, split: str) -> Shards:
         classes=manifest.classes,
         shard_names=tuple(info.name for info in infos),
         first=np.cumsum(counts) - counts,
+        index=manifest.index_path(split),
         records=records,
     )
 
@@ -232,16 +307,25 @@ def check_size(path: Path, info: ShardInfo) -> None:
 
 
 def read_index(manifest: Manifest, split: str) -> npt.NDArray[np.void]:
-    """The records of a split. Raises DataError where the index is missing or does not fit the manifest."""
-    path = manifest.index_path(split)
+    """The records of a split, mapped. Raises DataError where the index is missing or does not fit the manifest."""
+    records = _map_index(manifest.index_path(split), sum(info.samples for info in manifest.splits[split]))
+    for first in range(0, len(records), _CHUNK):
+        # Read, not looked at through the map: what a map has shown stays in the process's memory.
+        offset = records.offset + first * RECORD.itemsize  # type: ignore[attr-defined]  # of a memmap
+        chunk = np.fromfile(manifest.index_path(split), RECORD, _CHUNK, offset=offset)
+        if chunk["label"].max() >= len(manifest.classes):
+            raise DataError(
+                f"index {manifest.index_path(split)}: a label is outside 0 ... {len(manifest.classes) - 1}, "
+                "the classes there are"
+            )
+    return records
+
+
+def _map_index(path: Path, wanted: int) -> npt.NDArray[np.void]:
     try:
-        records: npt.NDArray[np.void] = np.load(path, allow_pickle=False)
+        records: npt.NDArray[np.void] = np.load(path, mmap_mode="r" if wanted else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"index {path} cannot be read: {error}; make_shards.py --resume writes it again") from error
-    infos = manifest.splits[split]
-    wanted = sum(info.samples for info in infos)
     if records.dtype != RECORD or records.shape != (wanted,):
         raise DataError(f"index {path}: want {wanted} records, got {records.shape} of {records.dtype}")
-    if wanted and not 0 <= records["label"].min() <= records["label"].max() < len(manifest.classes):
-        raise DataError(f"index {path}: a label is outside 0 ... {len(manifest.classes) - 1}, the classes there are")
     return records

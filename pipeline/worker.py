@@ -18,11 +18,12 @@ from .augment import Crops, center_crops, random_resized_crops
 from .backends import BACKENDS, Backend
 from .config import PipelineConfig
 from .errors import DataError, PictureError
+from .pictures import I64, Pictures
 from .ring import Ring, Slot, receive
-from .source import I64, Source
+from .source import Source
 
 TASK = struct.Struct("<qiii")  # epoch, slot, first row, end row
-DONE = struct.Struct("<iii")  # slot, first row, end row; what follows is an error's text, or nothing
+DONE = struct.Struct("<iiiii?")  # slot, first row, end row; pictures read whole, damaged; failed. Text may follow
 MESSAGE_BYTES = 16384
 
 
@@ -32,10 +33,8 @@ class Job:
 
     config: PipelineConfig
     backend: str
-    threads: int
     rows: int  # at most so many in one task
-    source: Source  # its numpy arrays lie in shared memory, once for all workers
-    labels: I64
+    source: Source  # its numpy arrays lie in shared memory or in a mapped file, once for all workers
 
 
 def make_crops(config: PipelineConfig, epoch: int, indices: I64, widths: I64, heights: I64) -> Crops:
@@ -53,41 +52,43 @@ def make_crops(config: PipelineConfig, epoch: int, indices: I64, widths: I64, he
     return center_crops(widths, heights, resize_size=config.eval_resize, image_size=config.image_size)
 
 
-def fill(job: Job, backend: Backend, slot: Slot, epoch: int, first: int, end: int) -> None:
+def fill(job: Job, backend: Backend, slot: Slot, epoch: int, first: int, end: int) -> Pictures:
     """Rows ``first`` to ``end`` of a slot: from the numbers in ``slot.indices`` to pixels and labels.
+
+    Hands back the pictures, which know how they were read.
 
     Raises DataError, naming the sample, for what cannot be read or decoded.
     """
     indices = slot.indices[first:end].copy()
-    pictures: list[bytes] = []
     try:
-        for index in indices.tolist():
-            try:
-                pictures.append(job.source.read(index))
-            except DataError as error:
-                raise PictureError(len(pictures), str(error)) from error
-        widths, heights = job.source.sizes(indices, pictures)
-        crops = make_crops(job.config, epoch, indices, widths, heights)
+        pictures = job.source.open(indices)
+        crops = make_crops(job.config, epoch, indices, pictures.widths, pictures.heights)
         backend.fill(pictures, crops, slot.images[first:end])
     except PictureError as error:
         raise DataError(f"{job.source.name(int(indices[error.row]))}: {error.reason}") from error
-    slot.labels[first:end] = job.labels[indices]
+    slot.labels[first:end] = pictures.labels
+    return pictures
 
 
 def serve(job: Job, ring: Ring, tasks: socket.socket, results: socket.socket) -> None:
     """Fill rows until the queue closes."""
-    backend = BACKENDS[job.backend]()(image_size=job.config.image_size, max_pictures=job.rows, threads=job.threads)
+    backend = BACKENDS[job.backend]()(image_size=job.config.image_size, max_pictures=job.rows)
     try:
         while message := tasks.recv(TASK.size):
             epoch, slot, first, end = TASK.unpack(message)
-            problem = ""
+            read_whole = damaged = 0
+            failed, text = True, ""
             try:
-                fill(job, backend, ring.slots[slot], epoch, first, end)
+                pictures = fill(job, backend, ring.slots[slot], epoch, first, end)
+                failed, read_whole, damaged = False, len(pictures.read_whole), len(pictures.damaged)
+                for row, reason in pictures.damaged.items():
+                    text = f"{job.source.name(int(ring.slots[slot].indices[first + row]))}: {reason}"
             except DataError as error:
-                problem = str(error)
+                text = str(error)
             except Exception:  # noqa: BLE001 - reported where the trainer sees it; the loader ends the run
-                problem = f"a decode process failed:\n{traceback.format_exc()}"
-            results.send(DONE.pack(slot, first, end) + problem.encode()[: MESSAGE_BYTES - DONE.size])
+                text = f"a decode process failed:\n{traceback.format_exc()}"
+            done = DONE.pack(slot, first, end, read_whole, damaged, failed)
+            results.send(done + text.encode()[: MESSAGE_BYTES - DONE.size])
     finally:
         backend.close()
 

@@ -19,19 +19,29 @@ import numpy as np
 import numpy.typing as npt
 
 from . import __version__
-from .backends.pillow import decode_rgb
 from .console import Progress
 from .errors import ConfigError, DataError
 from .files import atomic_write
 from .folder import Folder, folder_classes, folder_splits, open_folder
 from .idx import idx_line, idx_name, idx_text
-from .jpeg import has_end, read_header
 from .plan import ShardPlan, plan_shards
+from .prepare import JPEG_MODES, Recode, prepare
 from .processes import map_in_processes
 from .scan import scan_shard
-from .shards import BLOCK, MANIFEST, RECORD, Manifest, ShardInfo, index_name, read_manifest, write_manifest
+from .shards import (
+    BLOCK,
+    MANIFEST,
+    MAX_SIDE,
+    RECORD,
+    Manifest,
+    ShardInfo,
+    index_name,
+    read_manifest,
+    write_manifest,
+)
+from .transcoder import compile_kernels
 
-JPEG_MODES = ("verbatim",)
+MIN_MAX_SIDE = 16
 _MAKING = ".making.json"  # how an unfinished folder is being made: a run that resumes it must agree
 
 
@@ -42,7 +52,9 @@ class WriterConfig:
     source: Path
     destination: Path
     splits: tuple[str, ...] | None = None  # None: those that the folder has
-    jpeg: str = "verbatim"
+    jpeg: str = "crop"
+    max_side: int = 400  # recode: pixels
+    quality: int = 90  # recode
     shard_mb: float = 128.0
     workers: int = 1
     on_error: str = "fail"
@@ -52,6 +64,10 @@ class WriterConfig:
     def __post_init__(self) -> None:
         if self.jpeg not in JPEG_MODES:
             raise ConfigError(f"--jpeg must be {' or '.join(JPEG_MODES)}, was {self.jpeg!r}")
+        if not MIN_MAX_SIDE <= self.max_side <= MAX_SIDE:
+            raise ConfigError(f"--max-side must be in [{MIN_MAX_SIDE}, {MAX_SIDE}], was {self.max_side}")
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"--quality must be in [1, 100], was {self.quality}")
         if not self.shard_mb > 0:
             raise ConfigError(f"--shard-mb must be above 0, was {self.shard_mb}")
         if self.workers < 1:
@@ -69,20 +85,6 @@ class WrittenShard:
     info: ShardInfo
     records: npt.NDArray[np.void]
     skipped: tuple[str, ...] = ()  # one line for each picture that was left out
-
-
-def prepare_verbatim(data: bytes) -> tuple[bytes, int, int]:
-    """The bytes to store and the picture's size, after one whole decode. Raises DataError for a damaged picture.
-
-    This is the seam for the other ``--jpeg`` modes: bytes in, bytes out.
-    """
-    if read_header(data) and not has_end(data):
-        raise DataError("the JPEG is truncated (no end-of-image marker)")
-    width, height = decode_rgb(data).size
-    return data, width, height
-
-
-PREPARE: dict[str, Callable[[bytes], tuple[bytes, int, int]]] = {"verbatim": prepare_verbatim}
 
 
 class _HashedFile:
@@ -119,6 +121,7 @@ class ShardWriter:
     source: str  # the folder's root is named relative to it in messages
     destination: Path
     jpeg: str
+    recode: Recode
     on_error: str
     resume: bool
     finished: dict[str, ShardInfo]  # what the manifest says, where the folder was finished before
@@ -137,17 +140,18 @@ class ShardWriter:
             for sample, key in zip(plan.samples.tolist(), plan.keys, strict=True):
                 count()
                 try:
-                    data, width, height = PREPARE[self.jpeg](self.folder.read(sample))
+                    picture = prepare(self.jpeg, self.folder.read(sample), self.recode)
                 except DataError as error:
                     path = os.path.join(self.folder.root, self.folder.name(sample))
                     skipped.append(f"{os.path.relpath(path, self.source)}: {error}")
                     continue
                 label = int(self.folder.labels[sample])
-                at = tar.member(f"{key}.jpg", data)
+                at = tar.member(f"{key}.jpg", picture.data)
                 label_text = str(label).encode()
                 label_at = tar.member(f"{key}.cls", label_text)
-                records[len(idx)] = (at, len(data), label, width, height)
-                idx.append(idx_line(key, at, len(data), label_at, len(label_text)))
+                size = len(picture.data)
+                records[len(idx)] = (at, size, label, picture.width, picture.height, picture.header, picture.crc)
+                idx.append(idx_line(key, at, size, label_at, len(label_text)))
             if skipped and self.on_error == "fail":
                 raise _DamagedError(skipped)
             tar.write(bytes(2 * BLOCK))  # the end of a tar
@@ -193,17 +197,23 @@ def write_shards(config: WriterConfig) -> tuple[Manifest, list[str]]:
         "seed": config.seed,
         "shard_mb": config.shard_mb,
     }
+    if config.jpeg == "recode":
+        made |= {"max_side": config.max_side, "quality": config.quality}
     finished = _claim(config, made)
     splits: dict[str, tuple[ShardInfo, ...]] = {}
     index_sha256: dict[str, str] = {}
     skipped: list[str] = []
     damaged: list[str] = []
+    as_they_are = 0
+    if config.jpeg != "verbatim":
+        compile_kernels()  # once, before every worker would
     for split, folder in folders.items():
         written, lost = _write_split(config, split, folder, finished)
         damaged += lost
         if damaged:
             continue  # go on looking: the user wants the whole list
         skipped += [line for shard in written for line in shard.skipped]
+        as_they_are += sum(int((shard.records["header"] == 0).sum()) for shard in written)
         splits[split] = tuple(shard.info for shard in written)
         with atomic_write(config.destination / index_name(split)) as file:
             index = _HashedFile(file)
@@ -218,6 +228,8 @@ def write_shards(config: WriterConfig) -> tuple[Manifest, list[str]]:
         )
     if skipped:
         made["skipped"] = skipped
+    if config.jpeg != "verbatim":
+        made["not_crop_addressed"] = as_they_are
     manifest = Manifest(root=config.destination, classes=classes, splits=splits, index_sha256=index_sha256, made=made)
     write_manifest(manifest)
     (config.destination / _MAKING).unlink()
@@ -281,6 +293,7 @@ def _write_split(
         source=str(config.source),
         destination=config.destination,
         jpeg=config.jpeg,
+        recode=Recode(max_side=config.max_side, quality=config.quality),
         on_error=config.on_error,
         resume=config.resume,
         finished=finished,

@@ -34,6 +34,14 @@ def shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def verbatim_shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the original bytes. Not to be written to."""
+    destination = tmp_path_factory.mktemp("verbatim") / "dst"
+    write_shards(WriterConfig(source=folder, destination=destination, jpeg="verbatim", shard_mb=0.1, workers=2))
+    return destination
+
+
+@pytest.fixture(scope="session")
 def run() -> Run:
     """Run a command of the checkout as its user does; returns its exit code and output."""
 

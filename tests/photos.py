@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from pipeline.crop_jpeg import Excerpt, describe, read_layout, splice
+from pipeline.pictures import Pictures
 
 # width, height, PIL mode, chroma subsampling (0: 4:4:4, 1: 4:2:2, 2: 4:2:0), progressive
 KINDS = (
@@ -46,3 +50,25 @@ def write_photos(root: Path, *, classes: int = 3, train: int = 14, val: int = 7)
                     progressive=progressive,
                 )
     return root
+
+
+class PicturesInMemory(Pictures):
+    """Files as a source would hand them to a backend; of crop-addressed ones only the tiles of the region."""
+
+    def __init__(self, files: list[bytes], sizes: Sequence[tuple[int, int]]):
+        widths, heights = np.array(sizes, np.int64).reshape(len(files), 2).T
+        super().__init__(widths=widths, heights=heights, labels=np.zeros(len(files), np.int64))
+        self.files = files
+
+    def excerpt(self, row: int, region: Sequence[int]) -> Excerpt:
+        length, crc = describe(self.files[row])
+        if not length:
+            return self.whole(row)
+        layout = read_layout(self.files[row][:length], crc)
+        tiles = layout.tiles(*region)
+        begin, end = layout.span(tiles)
+        return splice(layout, tiles, bytearray(self.files[row][begin:end]))
+
+    def whole(self, row: int) -> Excerpt:
+        self.read_whole.add(row)
+        return Excerpt(self.files[row], 0, 0, int(self.widths[row]), int(self.heights[row]))

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.augment import Crops, center_crops, random_resized_crops
 from pipeline.backends.pillow import PillowBackend
 from pipeline.rng import STREAM_CROP, random_uniform
-from tests.photos import photo
+from tests.photos import PicturesInMemory, photo
 
 SIZES = np.array([(500, 375), (375, 500), (299, 299), (75, 600), (2000, 60), (1, 1), (31, 29)])
 
@@ -95,7 +95,7 @@ def test_center_crop_is_resize_then_crop() -> None:
 
         crops = center_crops(np.array([width]), np.array([height]), resize_size=resize_size, image_size=image_size)
         got = np.empty((1, image_size, image_size, 3), np.uint8)
-        backend.fill([lossless(picture)], crops, got)
+        backend.fill(PicturesInMemory([lossless(picture)], [(width, height)]), crops, got)
         # Pillow takes a box in single precision: the last bit of a weight moves some values across a rounding.
         assert np.abs(got[0].astype(int) - want).max() <= 1
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from pipeline.backends import is_installed
 from pipeline.errors import ConfigError, DataError
@@ -38,37 +41,38 @@ def originals(folder: Path, split: str) -> dict[str, tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_our_reader_gives_the_original_bytes(folder: Path, shards: Path, split: str) -> None:
+def test_our_reader_gives_the_original_bytes(folder: Path, verbatim_shards: Path, split: str) -> None:
     want = originals(folder, split)
-    source = open_shards(shards, split)
+    source = open_shards(verbatim_shards, split)
     got = {}
     for i in range(len(source)):
         key = source.name(i).split(": ")[1].removesuffix(".jpg")
         got[key] = (int(source.labels[i]), source.read(i))
     assert got == want
-    widths, heights = source.sizes(np.arange(len(source)), [])
-    assert {(240, 180), (181, 243), (31, 29)} <= set(zip(widths.tolist(), heights.tolist(), strict=True))
+    pictures = source.open(np.arange(len(source)))
+    sizes = set(zip(pictures.widths.tolist(), pictures.heights.tolist(), strict=True))
+    assert {(240, 180), (181, 243), (31, 29)} <= sizes
     source.close()
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.filterwarnings("ignore")  # the library's own
-def test_webdataset_reads_them(folder: Path, shards: Path, split: str) -> None:
+def test_webdataset_reads_them(folder: Path, verbatim_shards: Path, split: str) -> None:
     wds = pytest.importorskip("webdataset", reason="webdataset is not installed: pip install webdataset")
-    files = sorted(str(path) for path in shards.glob(f"{split}-*.tar"))
+    files = sorted(str(path) for path in verbatim_shards.glob(f"{split}-*.tar"))
     assert len(files) > 1
     read = wds.WebDataset(files, shardshuffle=False)
     assert {s["__key__"]: (int(s["cls"]), s["jpg"]) for s in read} == originals(folder, split)
 
 
 @pytest.mark.parametrize("with_idx", [True, False])
-def test_dali_reads_them(folder: Path, shards: Path, with_idx: bool) -> None:
+def test_dali_reads_them(folder: Path, verbatim_shards: Path, with_idx: bool) -> None:
     if not is_installed("dali"):
         pytest.skip("DALI is not installed: pip install nvidia-dali-cuda130")
     import nvidia.dali
 
     dali: Any = nvidia.dali
-    tars = sorted(str(path) for path in shards.glob("train-*.tar"))
+    tars = sorted(str(path) for path in verbatim_shards.glob("train-*.tar"))
     want = originals(folder, "train")
     pipe = dali.Pipeline(batch_size=len(want), num_threads=1, device_id=None, prefetch_queue_depth=1)
     with pipe:
@@ -78,6 +82,23 @@ def test_dali_reads_them(folder: Path, shards: Path, with_idx: bool) -> None:
     pictures, labels = pipe.run()
     got = sorted((int(labels.at(i).tobytes()), pictures.at(i).tobytes()) for i in range(len(want)))
     assert got == sorted(want.values())
+
+
+def test_the_default_keeps_every_pixel(folder: Path, shards: Path) -> None:
+    """Crop-addressed shards, decoded whole with plain Pillow, are the pictures they were made from."""
+    for split in ("train", "val"):
+        source = open_shards(shards, split)
+        got = {source.name(i).split(": ")[1].removesuffix(".jpg"): source.read(i) for i in range(len(source))}
+        want = originals(folder, split)
+        assert got.keys() == want.keys()
+        assert source.records["header"].all()
+        for key, (_, data) in want.items():
+            assert got[key] != data
+            assert np.array_equal(decoded(got[key]), decoded(data))
+
+
+def decoded(data: bytes) -> npt.NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(data)))
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(folder: Path, shards: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Backends: JPEGs and crops in, rows of a uint8 NHWC slot out. A registry is a dict.
+"""Backends: pictures and crops in, rows of a uint8 NHWC slot out. A registry is a dict.
 
 A backend is imported where it is chosen, so one that is not installed costs nothing.
 """
@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from ..augment import Crops
 from ..errors import ConfigError
+from ..pictures import Pictures
 
 
 class Backend(Protocol):
-    """What decodes. Built inside a decode process: ``Backend(image_size=, max_pictures=, threads=)``."""
+    """What decodes. Built inside a decode process: ``Backend(image_size=, max_pictures=)``."""
 
-    def fill(self, pictures: list[bytes], crops: Crops, out_NHWC: npt.NDArray[np.uint8]) -> None: ...
+    def fill(self, pictures: Pictures, crops: Crops, out_NHWC: npt.NDArray[np.uint8]) -> None: ...
 
     def close(self) -> None: ...
 

@@ -1,67 +1,73 @@
-"""Decode, cut, resize and mirror with NVIDIA DALI's CPU operators; no GPU and no driver is needed.
+"""Decode with NVIDIA DALI's CPU operators; no GPU and no driver is needed. Resize and mirror as PillowBackend does.
 
-DALI's JPEG decode equals Pillow's bit for bit. Its resize keeps the intermediate in float32 where Pillow rounds it to
-8 bits, so pixels differ by 0.17 on average and by 1 at the 99.9th percentile (tests/test_backends.py holds it).
+DALI's decode equals Pillow's bit for bit. Its CPU resize does not, and takes longer than the decode: it goes through
+float32 (benchmarks/). So DALI cuts crops out of pictures, Pillow makes them their size, and both backends give the
+same pixels.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import nvidia.dali
+from PIL import Image
 
 from ..augment import Crops
+from ..crop_jpeg import Excerpt
 from ..errors import DataError, PictureError
 from ..jpeg import has_end, read_header
-from .pillow import PillowBackend, decode_rgb
+from ..pictures import Pictures
+from .pillow import PillowBackend
 
 
 class DaliBackend:
-    """Fills rows of a slot with one DALI pipeline of ``threads`` threads."""
+    """Fills rows of a slot; DALI decodes all of them at once, on one core."""
 
-    def __init__(self, *, image_size: int, max_pictures: int, threads: int = 1):
-        self._pipeline = _build(image_size, max_pictures, threads)
+    def __init__(self, *, image_size: int, max_pictures: int):
+        self._max_pictures = max_pictures
+        self._pipeline = _build(max_pictures)
         self._pillow = PillowBackend(image_size=image_size, max_pictures=max_pictures)
 
-    def fill(self, pictures: list[bytes], crops: Crops, out_NHWC: npt.NDArray[np.uint8]) -> None:
+    def fill(self, pictures: Pictures, crops: Crops, out_NHWC: npt.NDArray[np.uint8]) -> None:
         """Write N crops into ``out_NHWC``, uint8 [N, S, S, 3]. Raises PictureError for what cannot be decoded."""
-        ordinary = np.array([_is_ordinary(picture) for picture in pictures], np.bool_)
-        if ordinary.all():
-            self._fill(pictures, crops, out_NHWC)
-            return
+        regions = crops.region.tolist()
+        excerpts: list[Excerpt] = []
+        for row, region in enumerate(regions):
+            try:
+                excerpts.append(pictures.excerpt(row, region))
+            except DataError as error:
+                raise PictureError(row, str(error)) from error
         # PNG, CMYK, progressive, ...: few, and Pillow's conversions are the one policy for them.
-        for rows, fill in ((np.flatnonzero(ordinary), self._fill), (np.flatnonzero(~ordinary), self._pillow.fill)):
-            if len(rows):
-                filled = np.empty((len(rows), *out_NHWC.shape[1:]), np.uint8)
+        rows = [row for row, excerpt in enumerate(excerpts) if _is_ordinary(excerpt.data)]
+        images = dict(zip(rows, self._cut([excerpts[row] for row in rows], crops.region[rows]), strict=False))
+        for row, (box, flip) in enumerate(zip(crops.box.tolist(), crops.flip.tolist(), strict=True)):
+            image = images.get(row)
+            if image is None:
                 try:
-                    fill([pictures[i] for i in rows], crops.take(rows), filled)
-                except PictureError as error:
-                    raise PictureError(int(rows[error.row]), error.reason) from error
-                out_NHWC[rows] = filled
+                    image = self._pillow.cut(pictures, row, regions[row], excerpts[row])
+                except DataError as error:
+                    raise PictureError(row, str(error)) from error
+            self._pillow.store(self._pillow.resize(image, box), flip, out_NHWC[row])
 
-    def _fill(self, pictures: list[bytes], crops: Crops, out_NHWC: npt.NDArray[np.uint8]) -> None:
+    def _cut(self, excerpts: list[Excerpt], regions: npt.NDArray[np.int64]) -> list[Image.Image]:
+        """The regions, decoded; none at all where DALI does not take one of the pictures."""
+        if not excerpts:
+            return []
+        # DALI's axes go y, x.
+        at = regions[:, 1::-1] - np.array([(excerpt.y, excerpt.x) for excerpt in excerpts])
         pipe = self._pipeline
-        # DALI's axes go y, x; its boxes are from and to.
-        pipe.feed_input("jpeg", [np.frombuffer(picture, np.uint8) for picture in pictures])
-        pipe.feed_input("region_at", crops.region[:, 1::-1].astype(np.int32))
-        pipe.feed_input("region_size", crops.region[:, :1:-1].astype(np.int32))
-        pipe.feed_input("box_from", crops.box[:, 1::-1].astype(np.float32))
-        pipe.feed_input("box_to", crops.box[:, :1:-1].astype(np.float32))
-        pipe.feed_input("flip", crops.flip.astype(np.int32))
+        pipe.feed_input("jpeg", [np.frombuffer(excerpt.data, np.uint8) for excerpt in excerpts])
+        pipe.feed_input("region_at", at.astype(np.int32))
+        pipe.feed_input("region_size", regions[:, :1:-1].astype(np.int32))
         try:
             (pixels,) = pipe.run()
-        except RuntimeError as error:
-            for row, picture in enumerate(pictures):
-                try:
-                    decode_rgb(picture)
-                except DataError as reason:
-                    raise PictureError(row, str(reason)) from error
-            raise PictureError(0, f"this picture or one of the {len(pictures) - 1} after it: {error}") from error
-        pixels.as_tensor().copy_to_external(ctypes.c_void_p(out_NHWC.ctypes.data))
+        except RuntimeError:
+            self._pipeline = _build(self._max_pictures)  # one that has failed does not go on
+            return []
+        return [Image.fromarray(np.asarray(pixels[i])) for i in range(len(excerpts))]
 
     def close(self) -> None:
         """End DALI's threads."""
@@ -77,29 +83,18 @@ def _is_ordinary(picture: bytes) -> bool:
     return header is not None and header.baseline and header.components in (1, 3) and has_end(picture)
 
 
-def _build(image_size: int, max_pictures: int, threads: int) -> Any:
+def _build(max_pictures: int) -> Any:
     dali: Any = nvidia.dali  # its type stubs know neither its constants nor its operators
     fn, types = dali.fn, dali.types
     os.environ.setdefault("DALI_DISABLE_NVML", "1")  # there may be a driver, but this pipeline has no use for it
-    pipe = dali.Pipeline(batch_size=max_pictures, num_threads=threads, device_id=None, prefetch_queue_depth=1)
+    pipe = dali.Pipeline(batch_size=max_pictures, num_threads=1, device_id=None, prefetch_queue_depth=1)
     with pipe:
         jpeg = fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1, no_copy=True)
         region_at = fn.external_source(name="region_at", dtype=types.INT32, ndim=1)
         region_size = fn.external_source(name="region_size", dtype=types.INT32, ndim=1)
-        box_from = fn.external_source(name="box_from", dtype=types.FLOAT, ndim=1)
-        box_to = fn.external_source(name="box_to", dtype=types.FLOAT, ndim=1)
-        flip = fn.external_source(name="flip", dtype=types.INT32, ndim=0)
         image = fn.decoders.image_slice(
             jpeg, region_at, region_size, axes=(0, 1), output_type=types.RGB, adjust_orientation=False
         )
-        image = fn.resize(
-            image,
-            size=[image_size, image_size],
-            roi_start=box_from,
-            roi_end=box_to,
-            interp_type=types.INTERP_LINEAR,
-            antialias=True,  # as Pillow does: without it a crop of a large photograph is aliased
-        )
-        pipe.set_outputs(fn.flip(image, horizontal=flip, vertical=0))
+        pipe.set_outputs(image)
     pipe.build()
     return pipe
