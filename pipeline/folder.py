@@ -54,6 +54,9 @@ class Folder:
         """The pictures of some samples, read whole: nothing else says their sizes. Raises PictureError."""
         return FolderPictures(self, indices)
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 class FolderPictures(Pictures):
     """Pictures as they are on the disk."""

@@ -88,7 +88,7 @@ class Loader:
         self._handed_out = 0  # flights at the head of the queue that are with the trainer
         self._free = deque(range(config.slots))
         self._pool = WorkerPool(self._job(), self.ring, self.workers)
-        self._finalizer = weakref.finalize(self, _shut_down, self._pool, self.ring)
+        self._finalizer = weakref.finalize(self, _shut_down, self._pool, self.ring, self.source)
 
     def _job(self) -> Job:
         return Job(
@@ -283,9 +283,10 @@ def _behind(flight: _Flight, samples: int) -> tuple[int, int]:
     return (flight.epoch, flight.end) if flight.end < samples else (flight.epoch + 1, 0)
 
 
-def _shut_down(pool: WorkerPool, ring: Ring) -> None:
+def _shut_down(pool: WorkerPool, ring: Ring, source: Source) -> None:
     pool.close()
     ring.close()
+    source.close()
 
 
 def _auto_workers(config: PipelineConfig) -> int:

@@ -272,7 +272,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     )
     with build_loader(config) as loader:
         supply = measure_supply(loader, 0.8 * args.seconds)
-    stages = measure_stages(loader, 0.2 * args.seconds)
+        stages = measure_stages(loader, 0.2 * args.seconds)  # the ring is full, the workers rest
     place = f"--shards {args.shards}" if args.shards else f"--data {args.data}"
     result = report(loader, supply, stages, args.demand, args.devices, place)
     show(result)

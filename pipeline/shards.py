@@ -137,7 +137,7 @@ def read_manifest(root: Path) -> Manifest:
         raise DataError(f"{path} is damaged ({error!r}): make the shards again, or copy the manifest again") from error
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Shards:
     """One split of a folder of shards: labels, and random access to the pictures' bytes.
 
@@ -151,15 +151,20 @@ class Shards:
     index: Path
     records: npt.NDArray[np.void]  # [n] of RECORD
     _files: dict[int, int] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    _samples: int = 0
+
+    def __post_init__(self) -> None:
+        self._samples = len(self.records)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"records": len(self.records), "_files": {}}
+        return self.__dict__ | {"records": None, "_files": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state | {"records": _map_index(state["index"], state["records"])})
+        self.__dict__.update(state)
+        self.records = _map_index(self.index, self._samples)
 
     def __len__(self) -> int:
-        return len(self.records)
+        return self._samples
 
     @property
     def crop_addressed(self) -> bool:
@@ -218,8 +223,10 @@ class Shards:
         return fd
 
     def close(self) -> None:
+        """Close the shards and unmap the index."""
         while self._files:
             os.close(self._files.popitem()[1])
+        self.records = np.empty(0, RECORD)
 
 
 class ShardPictures(Pictures):

@@ -24,6 +24,8 @@ class Source(Protocol):
 
     def open(self, indices: I64) -> Pictures: ...
 
+    def close(self) -> None: ...
+
 
 def open_source(config: PipelineConfig) -> Source:
     """Open what the config names. Raises ConfigError or DataError."""
