@@ -10,7 +10,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from .rng import STREAM_CROP, random_uniform
+from .kernel import kernel
+from .rng import STREAM_CROP, U64, nth_uniform, random_bits
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -59,32 +60,49 @@ def random_resized_crops(
         indices, widths, heights: int64 [N], the sample's number and its picture's size in pixels.
     """
     n = len(indices)
-    u = random_uniform(seed, epoch, STREAM_CROP, indices, 2 * _TRIES + 3)
-    area = (widths * heights)[:, None] * (scale[0] + u[:, :_TRIES] * (scale[1] - scale[0]))
-    log_ratio = math.log(ratio[0]) + u[:, _TRIES : 2 * _TRIES] * (math.log(ratio[1]) - math.log(ratio[0]))
-    aspect = np.exp(log_ratio)
-    tried_w = np.rint(np.sqrt(area * aspect)).astype(np.int64)
-    tried_h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
-    fits = (tried_w > 0) & (tried_w <= widths[:, None]) & (tried_h > 0) & (tried_h <= heights[:, None])
-    first = np.argmax(fits, axis=1)
-    rows = np.arange(n)
-    found = fits[rows, first]
+    region, flips = np.empty((n, 4), np.int64), np.zeros(n, np.bool_)
+    bits = random_bits(seed, epoch, STREAM_CROP, indices)
+    _draw_regions(bits, widths, heights, scale, (math.log(ratio[0]), math.log(ratio[1])), flip, region, flips)
+    box = np.zeros((n, 4))
+    box[:, 2:] = region[:, 2:]
+    return Crops(region=region, box=box, flip=flips)
 
-    picture_ratio = widths / heights
-    fallback_w = np.where(picture_ratio > ratio[1], np.rint(heights * ratio[1]).astype(np.int64), widths)
-    fallback_h = np.where(picture_ratio < ratio[0], np.rint(widths / ratio[0]).astype(np.int64), heights)
-    w = np.where(found, tried_w[rows, first], np.maximum(fallback_w, 1))
-    h = np.where(found, tried_h[rows, first], np.maximum(fallback_h, 1))
-    # floor(u * (k + 1)) is uniform over 0 ... k, as randint is
-    x = np.where(found, np.floor(u[:, -3] * (widths - w + 1)).astype(np.int64), (widths - w) // 2)
-    y = np.where(found, np.floor(u[:, -2] * (heights - h + 1)).astype(np.int64), (heights - h) // 2)
 
-    zero = np.zeros(n)
-    return Crops(
-        region=np.stack((x, y, w, h), axis=1),
-        box=np.stack((zero, zero, w.astype(np.float64), h.astype(np.float64)), axis=1),
-        flip=(u[:, -1] < 0.5) if flip else np.zeros(n, np.bool_),
-    )
+@kernel
+def _draw_regions(
+    bits: U64,
+    widths: I64,
+    heights: I64,
+    scale: tuple[float, float],
+    log_ratio: tuple[float, float],
+    flip: bool,
+    region: I64,
+    flips: npt.NDArray[np.bool_],
+) -> None:
+    """Fill ``region`` int64 [N, 4] and ``flips`` bool [N]."""
+    for row in range(len(bits)):
+        width, height = widths[row], heights[row]
+        area = width * height
+        w, h = 0, 0
+        for attempt in range(_TRIES):
+            wanted = area * (scale[0] + nth_uniform(bits[row], attempt) * (scale[1] - scale[0]))
+            position = nth_uniform(bits[row], _TRIES + attempt)
+            aspect = math.exp(log_ratio[0] + position * (log_ratio[1] - log_ratio[0]))
+            w, h = round(math.sqrt(wanted * aspect)), round(math.sqrt(wanted / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                # floor(u * (k + 1)) is uniform over 0 ... k, as randint is
+                region[row, 0] = int(nth_uniform(bits[row], 2 * _TRIES) * (width - w + 1))
+                region[row, 1] = int(nth_uniform(bits[row], 2 * _TRIES + 1) * (height - h + 1))
+                break
+        else:
+            w, h = width, height
+            if width / height > math.exp(log_ratio[1]):
+                w = max(round(height * math.exp(log_ratio[1])), 1)
+            elif width / height < math.exp(log_ratio[0]):
+                h = max(round(width / math.exp(log_ratio[0])), 1)
+            region[row, 0], region[row, 1] = (width - w) // 2, (height - h) // 2
+        region[row, 2], region[row, 3] = w, h
+        flips[row] = flip and nth_uniform(bits[row], 2 * _TRIES + 2) < 0.5
 
 
 def center_crops(widths: I64, heights: I64, *, resize_size: int, image_size: int) -> Crops:

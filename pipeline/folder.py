@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .crop_jpeg import Excerpt
+from .crop_jpeg import Excerpt, whole_picture
 from .errors import ConfigError, DataError, PictureError
 from .jpeg import read_header
 from .pictures import I64, Pictures
@@ -35,6 +35,11 @@ class Folder:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def crop_addressed(self) -> bool:
+        """Never: a folder's pictures are read and decoded whole."""
+        return False
 
     def name(self, index: int) -> str:
         """The picture's path relative to the folder."""
@@ -77,7 +82,7 @@ class FolderPictures(Pictures):
         return self.whole(row)
 
     def whole(self, row: int) -> Excerpt:
-        return Excerpt(self._data[row], 0, 0, int(self.widths[row]), int(self.heights[row]))
+        return whole_picture(self._data[row], int(self.widths[row]), int(self.heights[row]))
 
 
 def picture_size(data: bytes) -> tuple[int, int]:

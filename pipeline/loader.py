@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .advice import advise
-from .backends import choose_backend, slow_backend_advice
+from .backends import choose_backend
 from .config import PipelineConfig
 from .errors import ConfigError, DataError
 from .host import available_cores
@@ -301,7 +301,6 @@ def build_loader(config: PipelineConfig) -> Loader:
     Raises ConfigError for a wrong call and DataError for data that is missing or damaged, each in one clear line.
     """
     loader = Loader(config)
-    for line in (slow_backend_advice(loader.backend), slow_source_advice(loader.source)):
-        if line:
-            advise(line)
+    if line := slow_source_advice(loader.source):
+        advise(line)
     return loader

@@ -11,6 +11,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from .kernel import inlined
+
 U64 = npt.NDArray[np.uint64]
 
 _GOLDEN: Final = 0x9E3779B97F4A7C15
@@ -47,3 +49,12 @@ def random_uniform(
     state = random_bits(seed, epoch, stream, indices)[:, None]
     counter = np.arange(1, draws + 1, dtype=np.uint64)[None, :] * np.uint64(_GOLDEN)
     return (_mix(state + counter) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@inlined
+def nth_uniform(bits: np.uint64, draw: int) -> float:
+    """One number of ``random_uniform``, within a kernel, from an index's ``random_bits``."""
+    x = bits + np.uint64(draw + 1) * np.uint64(_GOLDEN)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return float((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .crop_jpeg import Excerpt, LayoutError, read_layout, splice
+from .crop_jpeg import Excerpt, LayoutError, read_layout, splice, whole_picture
 from .errors import ConfigError, DataError
 from .files import atomic_write
 from .pictures import I64, Pictures
@@ -270,7 +270,7 @@ class ShardPictures(Pictures):
         data = bytearray(size)
         self._shards.read_into(data, self._shard[row], offset)
         self.read_whole.add(row)
-        return Excerpt(bytes(data), 0, 0, width, height)
+        return whole_picture(bytes(data), width, height)
 
 
 def open_shards(root: Path, split: str) -> Shards:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.crop_jpeg import Excerpt, describe, read_layout, splice
+from pipeline.crop_jpeg import Excerpt, describe, read_layout, splice, whole_picture
 from pipeline.pictures import Pictures
 
 # width, height, PIL mode, chroma subsampling (0: 4:4:4, 1: 4:2:2, 2: 4:2:0), progressive
@@ -71,4 +71,4 @@ class PicturesInMemory(Pictures):
 
     def whole(self, row: int) -> Excerpt:
         self.read_whole.add(row)
-        return Excerpt(self.files[row], 0, 0, int(self.widths[row]), int(self.heights[row]))
+        return whole_picture(self.files[row], int(self.widths[row]), int(self.heights[row]))

@@ -17,6 +17,7 @@ from pipeline.augment import Crops
 from pipeline.backends.pillow import PillowBackend, decode_rgb
 from pipeline.crop_jpeg import CRC_AT, CRC_END, PREFIX, LayoutError, describe, header_crc, read_layout, splice
 from pipeline.errors import DataError, PictureError
+from pipeline.resample import Pixels, Resampler
 from pipeline.shards import RECORD, ShardPictures, Shards
 from pipeline.transcoder import to_crop_addressed
 from tests.jpegs import SAMPLINGS, decoded, jpeg
@@ -30,7 +31,7 @@ def cut(data: bytes, x: int, y: int, w: int, h: int) -> tuple[bytes, int, int]:
     tiles = layout.tiles(x, y, w, h)
     begin, end = layout.span(tiles)
     excerpt = splice(layout, tiles, bytearray(data[begin:end]))
-    return excerpt.data, x - excerpt.x, y - excerpt.y
+    return bytes(excerpt.data), x - excerpt.x, y - excerpt.y
 
 
 @settings(max_examples=150, deadline=None)
@@ -162,9 +163,12 @@ def test_no_mutation_gives_a_wrong_picture_in_silence(tmp_path: Path) -> None:
 
 
 def cut_whole(data: bytes, x: int, y: int, w: int, h: int) -> np.ndarray:
-    """The reference: decode whole, cut, resize."""
+    """The reference: decode whole with Pillow, cut, resize."""
     try:
-        image = decode_rgb(data)
+        crop = np.asarray(decode_rgb(data).crop((x, y, x + w, y + h)).convert("RGBX"))
     except DataError:
         return np.empty(0)
-    return np.asarray(image.crop((x, y, x + w, y + h)).resize((32, 32), 2))
+    out = np.empty((32, 32, 3), np.uint8)
+    pixels = Pixels(np.ascontiguousarray(crop).reshape(-1), first=0, step=4, stride=4 * w)
+    Resampler(32).resize(pixels, w, h, box=[0, 0, w, h], flip=False, out_HWC=out)
+    return out

@@ -24,7 +24,7 @@ def test_the_report_is_what_the_contract_says(
     assert report["sentence"] in done.stdout
     assert report["demand"] == 2 * demand
     assert report["stall_fraction"] == max(0.0, 1 - report["supply"] / report["demand"])
-    assert [stage["name"] for stage in report["stages"]] == ["read", "decode", "resize", "store"]
+    assert [stage["name"] for stage in report["stages"]] == ["read", "decode", "resize"]
     assert sum(stage["share"] for stage in report["stages"]) == pytest.approx(1)
     assert all(stage["cpu_us_per_image"] > 0 for stage in report["stages"])
     assert all({"action", "command", "predicted_images_per_s"} <= set(remedy) for remedy in report["remedies"])

@@ -6,7 +6,6 @@ A backend is imported where it is chosen, so one that is not installed costs not
 from __future__ import annotations
 
 import importlib.util
-import platform
 from collections.abc import Callable
 from typing import Protocol
 
@@ -65,17 +64,3 @@ def choose_backend(name: str) -> str:
     if not is_installed(name):
         raise ConfigError(f"backend {name} is not installed: {_INSTALL[name][1]}")
     return name
-
-
-def slow_backend_advice(backend: str) -> str | None:
-    """One line where a faster decoder could be had on this machine, with what it costs to go without."""
-    if backend != "pillow" or platform.machine() not in ("x86_64", "AMD64"):
-        return None
-    from .pillow import is_simd
-
-    if is_simd():
-        return None
-    return (
-        "decoding with Pillow, not pillow-simd: about 1.7 times the CPU time per picture. "
-        "With a C compiler and libjpeg's headers: pip install --no-deps --force-reinstall pillow-simd"
-    )

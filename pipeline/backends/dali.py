@@ -1,8 +1,8 @@
-"""Decode with NVIDIA DALI's CPU operators; no GPU and no driver is needed. Resize and mirror as PillowBackend does.
+"""Decode with NVIDIA DALI's CPU operators; no GPU and no driver is needed.
 
-DALI's decode equals Pillow's bit for bit. Its CPU resize does not, and takes longer than the decode: it goes through
-float32 (benchmarks/). So DALI cuts crops out of pictures, Pillow makes them their size, and both backends give the
-same pixels.
+DALI's decode equals libjpeg-turbo's bit for bit. Its CPU resize does not equal Pillow's, and takes longer than the
+decode, for it goes through float32 (benchmarks/). So DALI cuts crops out of pictures, our resampler makes them their
+size, and both backends give the same pixels.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import nvidia.dali
-from PIL import Image
 
 from ..augment import Crops
 from ..crop_jpeg import Excerpt
 from ..errors import DataError, PictureError
 from ..jpeg import has_end, read_header
 from ..pictures import Pictures
+from ..resample import Pixels
 from .pillow import PillowBackend
 
 
@@ -29,6 +29,7 @@ class DaliBackend:
     def __init__(self, *, image_size: int, max_pictures: int):
         self._max_pictures = max_pictures
         self._pipeline = _build(max_pictures)
+        self._memory = np.empty(0, np.uint8)
         self._pillow = PillowBackend(image_size=image_size, max_pictures=max_pictures)
 
     def fill(self, pictures: Pictures, crops: Crops, out_NHWC: npt.NDArray[np.uint8]) -> None:
@@ -41,18 +42,27 @@ class DaliBackend:
             except DataError as error:
                 raise PictureError(row, str(error)) from error
         # PNG, CMYK, progressive, ...: few, and Pillow's conversions are the one policy for them.
-        rows = [row for row, excerpt in enumerate(excerpts) if _is_ordinary(excerpt.data)]
-        images = dict(zip(rows, self._cut([excerpts[row] for row in rows], crops.region[rows]), strict=False))
-        for row, (box, flip) in enumerate(zip(crops.box.tolist(), crops.flip.tolist(), strict=True)):
-            image = images.get(row)
-            if image is None:
+        rows = [row for row, excerpt in enumerate(excerpts) if _is_ordinary(excerpt)]
+        decoded = dict(zip(rows, self._cut([excerpts[row] for row in rows], crops.region[rows]), strict=False))
+        for row, (region, box, flip) in enumerate(zip(regions, crops.box.tolist(), crops.flip.tolist(), strict=True)):
+            if row in decoded:
+                pixels = self._behind(decoded[row])
+            else:
                 try:
-                    image = self._pillow.cut(pictures, row, regions[row], excerpts[row])
+                    pixels = self._pillow.cut(pictures, row, region, excerpts[row])
                 except DataError as error:
                     raise PictureError(row, str(error)) from error
-            self._pillow.store(self._pillow.resize(image, box), flip, out_NHWC[row])
+            self._pillow.resampler.resize(pixels, region[2], region[3], box=box, flip=flip, out_HWC=out_NHWC[row])
 
-    def _cut(self, excerpts: list[Excerpt], regions: npt.NDArray[np.int64]) -> list[Image.Image]:
+    def _behind(self, decoded_HWC: npt.NDArray[np.uint8]) -> Pixels:
+        """The pixels in memory that goes on behind the last of them, as the resampler wants it."""
+        size = decoded_HWC.size
+        if len(self._memory) <= size:
+            self._memory = np.empty(size + 1, np.uint8)
+        self._memory[:size] = decoded_HWC.reshape(-1)
+        return Pixels(self._memory, first=0, step=3, stride=3 * decoded_HWC.shape[1])
+
+    def _cut(self, excerpts: list[Excerpt], regions: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint8]]:
         """The regions, decoded; none at all where DALI does not take one of the pictures."""
         if not excerpts:
             return []
@@ -67,20 +77,24 @@ class DaliBackend:
         except RuntimeError:
             self._pipeline = _build(self._max_pictures)  # one that has failed does not go on
             return []
-        return [Image.fromarray(np.asarray(pixels[i])) for i in range(len(excerpts))]
+        return [np.asarray(pixels[i]) for i in range(len(excerpts))]
 
     def close(self) -> None:
         """End DALI's threads."""
         del self._pipeline
 
 
-def _is_ordinary(picture: bytes) -> bool:
+def _is_ordinary(excerpt: Excerpt) -> bool:
     """Whether DALI and Pillow agree on it: a whole baseline JPEG, grey or in colour.
 
     DALI would fill what is missing of a cut file with grey and say nothing.
     """
-    header = read_header(picture)
-    return header is not None and header.baseline and header.components in (1, 3) and has_end(picture)
+    if excerpt.components not in (1, 3):
+        return False
+    if isinstance(excerpt.data, np.ndarray):  # tiles whose every byte is known to be right
+        return True
+    header = read_header(excerpt.data)
+    return header is not None and header.baseline and has_end(excerpt.data)
 
 
 def _build(max_pictures: int) -> Any:

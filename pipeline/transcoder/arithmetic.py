@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .entropy import AC_LIMIT, DC_LIMIT, LEFT_OVER, OUT_OF_RANGE, RAN_OUT, kernel
+from ..kernel import kernel
+from .entropy import AC_LIMIT, DC_LIMIT, LEFT_OVER, OUT_OF_RANGE, RAN_OUT
 from .qm import AT, HALF, decide, start
 
 _BINS = 256  # of one table: 49 of DC (table F.4), 245 of AC (table F.5), and the last in state HALF

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..crop_jpeg import CRC_AT, CRC_END, IDENTIFIER, PREFIX, SEGMENT_MAX, SOI_APP9, VERSION, header_crc, row_table
+from ..kernel import inlined, kernel
 from .coefficients import Coefficients, Component, NotTranscodableError, read_coefficients
-from .entropy import inlined, kernel
 from .huffman import canonical_codes, code_lengths
 
 TILE_PIXELS = 32  # what a tile's width should come near to (benchmarks/)

@@ -6,15 +6,10 @@ compiled; none checks an index, so each says why every access is inside its arra
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
-
-import numba
 import numpy as np
 import numpy.typing as npt
 
-P = ParamSpec("P")
-R = TypeVar("R")
+from ..kernel import inlined, kernel
 
 # What a decoder returns instead of 0. The order is that of MESSAGES.
 BAD_CODE, RAN_OUT, LEFT_OVER, OUT_OF_RANGE, BAD_RESTART, TRUNCATED = range(1, 7)
@@ -41,20 +36,6 @@ _LIMIT = 1 << LOOKUP_BITS  # a table's columns: look-up, then per code length th
 _OFFSET = _LIMIT + 17
 _ENTRY = _OFFSET + 17
 TABLE_SIZE = _ENTRY + 256
-
-
-def kernel(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile at the first call, and keep the machine code beside the source, in numba's cache.
-
-    The cache looks at the date of the kernel's own file alone: after a change to a function that other files inline,
-    remove pipeline/__pycache__.
-    """
-    return cast(Callable[P, R], numba.njit(cache=True, nogil=True, error_model="numpy")(function))
-
-
-def inlined(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile into the kernels that call it: for what is done per code or per block."""
-    return cast(Callable[P, R], numba.njit(nogil=True, error_model="numpy", forceinline=True)(function))
 
 
 @kernel

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .entropy import kernel
+from ..kernel import kernel
 
 SYMBOLS = 256
 _RESERVED = SYMBOLS  # T.81 forbids the code of all ones: an extra, rarest symbol takes it, and is then left out

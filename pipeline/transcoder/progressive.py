@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ..kernel import inlined, kernel
 from .entropy import (
     AC_LIMIT,
     BAD_CODE,
@@ -17,8 +18,6 @@ from .entropy import (
     RAN_OUT,
     extend,
     find_code,
-    inlined,
-    kernel,
     segment_end,
     window,
 )

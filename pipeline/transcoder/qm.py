@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .entropy import inlined, kernel
+from ..kernel import inlined, kernel
 
 # Table D.3: Qe, Next_Index_LPS, Next_Index_MPS, and whether an LPS switches the MPS.
 _QE = """
