@@ -19,6 +19,17 @@ from .worker import MESSAGE_BYTES, Job
 _LOOK_AFTER_S = 0.5  # how often the loader looks whether its workers are alive
 _CLOSE_WITHIN_S = 5.0
 
+# Of a decode process. One thread: numpy's own pools would only get in each other's way. Every picture needs the same
+# few hundred kilobytes again: malloc is to keep them, not give them back to the system and have them zeroed anew, page
+# by page (5 % of the CPU time).
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+    "MALLOC_TRIM_THRESHOLD_": "1000000000",
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+}
+
 
 class WorkerPool:
     """The decode processes and the two sockets that join them to the loader.
@@ -37,11 +48,7 @@ class WorkerPool:
             f"import sys; sys.path[:] = {json.dumps(_import_path(package))}; "
             f"from {package}.worker import main; main{fds}"
         )
-        # One thread a process: numpy's own pools would only get in each other's way.
-        env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-        # Every picture needs the same few hundred kilobytes again: malloc is to keep them, not give them back to the
-        # system and have them zeroed anew, page by page (5 % of the CPU time).
-        env |= {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
+        env = os.environ | ENVIRONMENT
         self._looked = time.monotonic()
         self._processes: list[subprocess.Popen[bytes]] = []
         try:
