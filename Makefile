@@ -11,13 +11,18 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format clean help
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready
+
+.PHONY: demo test fuzz bench lint format clean help
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    make pictures, shard them, train, evaluate: about 5 minutes on two cores"
 	@echo "make test    the tests;  make lint: style and types;  make format: apply the style"
-	@echo "make clean   remove $(VENV) and $(DEMO)"
+	@echo "make fuzz    10,000 damaged crop-addressed pictures, instead of the 1,500 of make test"
+	@echo "make bench DATA=FOLDER   our loader beside its peers on an ImageNet folder of a few hundred pictures (gigabytes to install)"
+	@echo "make clean   remove $(VENV), $(PEERS) and $(DEMO)"
 
 # pip's copy of a wheel built here could be used on a machine without AVX2: hence no cache for pillow-simd.
 $(READY): requirements.txt requirements-dev.txt Makefile
@@ -33,7 +38,7 @@ $(READY): requirements.txt requirements-dev.txt Makefile
 	else \
 	  $(PY) -m pip uninstall --quiet --yes pillow-simd 2> /dev/null; \
 	  $(PY) -m pip install --quiet --disable-pip-version-check $(PILLOW) && \
-	  echo "note: pillow-simd could not be built ($(VENV)/pillow-simd.log), Pillow is used: about 1.7 times the CPU time a picture"; \
+	  echo "note: pillow-simd could not be built ($(VENV)/pillow-simd.log), Pillow is used: make_shards.py --jpeg recode takes a third longer"; \
 	fi
 	@touch $@
 
@@ -42,6 +47,24 @@ demo: $(READY)
 
 test: $(READY)
 	@$(PY) -m pytest
+
+fuzz: $(READY)
+	@HEADRACE_FUZZ=10000 $(PY) -m pytest tests/test_crop_jpeg.py -k mutation
+
+# The peers have a full torch, for torchvision; FFCV is built where its libraries are (benchmarks/peers-requirements.txt).
+$(PEERS_READY): benchmarks/peers-requirements.txt Makefile
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r benchmarks/peers-requirements.txt
+	@$(PEERS)/bin/pip install --quiet --disable-pip-version-check ffcv==1.0.2 opencv-python==5.0.0.93 > $(PEERS)/ffcv.log 2>&1 \
+	    || echo "note: FFCV could not be built ($(PEERS)/ffcv.log)"
+	@CC="$${CC:-cc} $$(grep -qsw avx2 /proc/cpuinfo && echo -mavx2)" \
+	    $(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps --force-reinstall $(PILLOW_SIMD) \
+	    > $(PEERS)/pillow-simd.log 2>&1 || echo "note: pillow-simd could not be built ($(PEERS)/pillow-simd.log)"
+	@touch $@
+
+bench: $(PEERS_READY)
+	@test -n "$(DATA)" || { echo "make bench DATA=FOLDER: an ImageNet folder, train/<class>/<picture>"; exit 2; }
+	@$(PEERS)/bin/python tools/bench_loaders.py --data "$(DATA)" --json bench.json
 
 lint: $(READY)
 	@$(PY) -m ruff check .
@@ -53,4 +76,4 @@ format: $(READY)
 	@$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info
+	rm -rf $(VENV) $(PEERS) $(DEMO) build *.egg-info

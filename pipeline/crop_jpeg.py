@@ -132,6 +132,9 @@ def read_layout(header: bytes, known_crc: int | None = None) -> Layout:
     mcus = -(width // -mcu_width) if mcu_width else 0
     if not (rows and mcus and interval) or mcus % interval or 4 + segment != PREFIX.size + ROW.size * (rows + 1):
         raise LayoutError("its header contradicts itself")
+    frame = header[sof_at : sof_at + 9]  # SOF0 or SOF1, length, precision, height and width
+    if frame[:2] not in (b"\xff\xc0", b"\xff\xc1") or frame[5:] != height.to_bytes(2) + width.to_bytes(2):
+        raise LayoutError("its header contradicts itself")
     return Layout(
         header=header,
         sof_at=sof_at,
@@ -217,7 +220,12 @@ def describe(data: bytes) -> tuple[int, int]:
         return 0, 0
     markers, numbers = _find_markers(np.frombuffer(data, np.uint8)[length:])
     tiles = layout.columns * layout.rows
-    if len(markers) != tiles or numbers[-1] != _EOI or (numbers[:-1] != _RST0 + (np.arange(tiles - 1) & 7)).any():
+    if (
+        len(markers) != tiles
+        or markers[-1] != len(data) - length - 2
+        or numbers[-1] != _EOI
+        or (numbers[:-1] != _RST0 + (np.arange(tiles - 1) & 7)).any()
+    ):
         return 0, 0
     if layout.table() != row_table(data[length:], markers[layout.columns - 1 :: layout.columns] + 2):
         return 0, 0

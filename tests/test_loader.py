@@ -407,3 +407,36 @@ def test_import_directions() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 assert (node.module or "").split(".")[0] not in {"train", "tools", "tests"}, path
+
+
+def test_whole_decodes_are_counted_and_said_once(
+    shards: Path, verbatim_shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with build(shards, workers=1) as loader:
+        crops = epoch(loader)
+        assert (loader.read_whole, loader.damaged) == (0, 0)
+    assert not caplog.records
+    for _ in range(2):
+        with build(verbatim_shards, workers=1) as loader:
+            assert epoch(loader) == crops  # the same pixels
+            assert loader.read_whole >= 42
+    assert sum("not crop-addressed" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_damaged_tile_is_delivered_as_the_whole_decode_has_it_and_counted(
+    backend: str, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "dst"
+    shutil.copytree(shards, root)
+    source = open_shards(root, "train")
+    tar = root / "train-000000.tar"
+    record = source.records[1]
+    data = bytearray(tar.read_bytes())
+    data[int(record["offset"]) + int(record["bytes"]) // 2] ^= 0x10
+    tar.write_bytes(data)
+    name = source.name(1).rpartition(": ")[2]
+    with build(root, workers=1, backend=backend, crop_scale=(0.9, 1.0)) as loader:
+        assert sorted(numbers(epoch(loader))) == list(range(42))
+        assert loader.damaged >= 1
+    assert any(name in record.message for record in caplog.records)

@@ -84,12 +84,12 @@ def write_crop_addressed(picture: Coefficients) -> bytes:
 def restart_interval(columns: int, mcu_width: int) -> int:
     """How many MCUs make a tile: the divisor of the MCUs in a row whose width is nearest to 32 pixels, by ratio.
 
-    Where there is none between half and twice as wide, the rows are left whole.
+    Where there is none between half as wide and four times, the rows are left whole.
     """
     divisors = [k for k in range(1, columns + 1) if columns % k == 0]
     best = min(divisors, key=lambda k: max(k * mcu_width / TILE_PIXELS, TILE_PIXELS / (k * mcu_width)))
     ratio = best * mcu_width / TILE_PIXELS
-    return best if 0.5 <= ratio <= 2 * 2 else columns
+    return best if 0.5 <= ratio <= 4 else columns
 
 
 def _segment(marker: int, content: bytes) -> bytes:
