@@ -21,6 +21,7 @@ from .processes import map_in_processes
 from .scan import ScannedShard, scan_shard
 from .shards import ShardInfo, check_size, read_index, read_manifest
 
+_NAMED = 20  # pictures of a shard that are named, where more have changed
 EXAMPLE = """example:
   python tools/check_shards.py /data/shards --deep
 """
@@ -65,6 +66,9 @@ class ShardCheck:
                 yield f"{path}: the manifest says {name} {want}, the shard has {got}"
         if task.indexed is not None and not np.array_equal(task.indexed, scanned.records):
             yield f"{path}: the index {task.index} does not describe this shard"
+            if len(task.indexed) == len(scanned.records):
+                changed = np.flatnonzero(task.indexed != scanned.records).tolist()
+                yield from (f"{path}: {scanned.keys[row]}.jpg is not what it was" for row in changed[:_NAMED])
         labels = scanned.records["label"]
         outside = labels[(labels < 0) | (labels >= self.classes)]
         if len(outside):

@@ -43,7 +43,7 @@ def slow_source_advice(source: Source) -> str | None:
     """One line where the pictures could be read faster, with what it costs to leave them as they are."""
     if isinstance(source, Shards) and not source.crop_addressed:
         return (
-            f"the shards in {source.root} are not crop-addressed, so every picture is decoded whole: about 1.8 times "
+            f"the shards in {source.root} are not crop-addressed, so every picture is decoded whole: about 1.6 times "
             "the CPU time per picture. make_shards.py --jpeg crop makes them so, with the same pixels"
         )
     return None
