@@ -35,10 +35,6 @@ class Crops:
     def __len__(self) -> int:
         return len(self.flip)
 
-    def take(self, rows: I64) -> Crops:
-        """The crops of some rows."""
-        return Crops(region=self.region[rows], box=self.box[rows], flip=self.flip[rows])
-
 
 def random_resized_crops(
     indices: I64,

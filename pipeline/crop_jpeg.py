@@ -126,7 +126,7 @@ def read_layout(header: bytes, known_crc: int | None = None) -> Layout:
         raise LayoutError("not crop-addressed")
     if version != VERSION:
         raise LayoutError(f"crop-addressed in version {version}, this reader knows {VERSION}")
-    if length != len(header) or crc != header_crc(header) or crc != (crc if known_crc is None else known_crc):
+    if length != len(header) or crc != header_crc(header) or known_crc not in (None, crc):
         raise LayoutError("its header has been changed")
     rows = -(height // -mcu_height) if mcu_height else 0
     mcus = -(width // -mcu_width) if mcu_width else 0

@@ -38,9 +38,7 @@ class Recode:
 
 def _verbatim(data: bytes, _: Recode) -> Prepared:
     """The original bytes, after one whole decode."""
-    if read_header(data) and not has_end(data):
-        raise DataError("the JPEG is truncated (no end-of-image marker)")
-    width, height = decode_rgb(data).size
+    width, height = _decode(data).size
     return _described(data, width, height)
 
 
@@ -61,9 +59,7 @@ def _crop(data: bytes, recode: Recode) -> Prepared:
 
 def _recode(data: bytes, recode: Recode) -> Prepared:
     """Resized and encoded anew, crop-addressed."""
-    if read_header(data) and not has_end(data):
-        raise DataError("the JPEG is truncated (no end-of-image marker)")
-    image = decode_rgb(data)
+    image = _decode(data)
     if open_picture(data).mode == "L":
         image = image.convert("L")
     scale = recode.max_side / max(image.size)
@@ -82,6 +78,13 @@ JPEG_MODES = tuple(PREPARE)
 def prepare(mode: str, data: bytes, recode: Recode) -> Prepared:
     """The bytes to store. Raises DataError for a damaged picture, with what is wrong with it."""
     return PREPARE[mode](data, recode)
+
+
+def _decode(data: bytes) -> Image.Image:
+    """The whole picture as RGB. Raises DataError for a damaged one."""
+    if read_header(data) and not has_end(data):
+        raise DataError("the JPEG is truncated (no end-of-image marker)")
+    return decode_rgb(data)
 
 
 def _described(data: bytes, width: int, height: int) -> Prepared:

@@ -6,7 +6,8 @@ to share, save or drift: any worker, rank or restart that asks for the same numb
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ def _mix(x: U64) -> U64:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+_mix_one = cast(Callable[[np.uint64], np.uint64], inlined(_mix))  # the same for one number, within a kernel
 
 
 def _key(seed: int, epoch: int, stream: int) -> np.uint64:
@@ -54,7 +58,5 @@ def random_uniform(
 @inlined
 def nth_uniform(bits: np.uint64, draw: int) -> float:
     """One number of ``random_uniform``, within a kernel, from an index's ``random_bits``."""
-    x = bits + np.uint64(draw + 1) * np.uint64(_GOLDEN)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return float((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    x = _mix_one(bits + np.uint64(draw + 1) * np.uint64(_GOLDEN))
+    return float(x >> np.uint64(11)) * 2.0**-53
