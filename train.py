@@ -8,59 +8,76 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 # Before torch loads OpenMP. Its threads spin, for ages, while they wait for each other: where something else wants a
 # core (decode workers do), a step on a CPU then takes up to 20 times as long. Spinning less costs 5 to 10 % on an idle
 # machine and gives back a factor of 4 on a busy one (benchmarks/2026-11-23-first-run.md).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# Nor is torch to load torch_npu by itself: without CANN `import torch` would fail. The device table loads it.
+os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.agc import clip_gradients_adaptively
-from model.checkpoint import BEST, CheckpointError, check_fit, load_checkpoint, save_checkpoint, set_aside
 from model.epoch_log import EpochLog
 from model.inceptionv4 import InceptionV4, feature_size
+from model.optimizer import Optimizer
 from model.options import TrainOptions, parse_options
+from model.precision import Precision
+from model.ranks import Ranks, spawn
+from model.run import Run
 from model.schedule import learning_rate
 from model.weights import WeightsError, load_pretrained
-from pipeline import ConfigError, DataError, Loader, PipelineConfig, build_loader
+from pipeline import ConfigError, DataError, PipelineConfig, build_loader
 from pipeline.console import run_tool
 from pipeline.device import Device, find_device
-from pipeline.folder import folder_splits
-from pipeline.shards import MANIFEST, read_manifest
+from pipeline.host import available_cores
+from pipeline.sim import consume
+from pipeline.source import holds_shards, splits_of
 from pipeline.transfer import DeviceBatch, Feed
-
-METRICS = "metrics.jsonl"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Config, device, loaders, model, then epochs. Returns the exit code."""
+    """Ranks, device, data, model, then epochs. Returns the exit code."""
     options = parse_options(argv)
-    device = find_device(f"cuda:{options.gpu}" if options.gpu is not None else options.device)
-    torch.manual_seed(options.seed)
-
-    with contextlib.ExitStack() as stack:
-        feeds = {split: open_feed(options, split, device, stack) for split in wanted_splits(options)}
-        classes = next(iter(feeds.values())).loader.classes
-        model = build_model(options, len(classes))
-        model.to(device.torch_device).to(memory_format=device.memory_format)  # type: ignore[call-overload]
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
+    ranks = Ranks.from_environment()
+    device = find_device(options.device_name)
+    cards = options.device_list or tuple(range(device.count()))
+    if options.multiprocessing_distributed and not ranks.launched:
+        address, port = options.meeting_place
+        mine = sys.argv[1:] if argv is None else argv
+        return spawn(
+            rank_main, mine, cards=len(cards), nodes=options.world_size, node=options.rank, address=address, port=port
         )
-        run = Run(options, device, model, optimizer, classes)
-        if options.resume:
-            run.resume(options.resume)
-        elif not options.evaluate and (earlier := set_aside(options.output, METRICS)):
-            print(f"note: an earlier run's files were moved to {earlier}", flush=True)
-        announce(run, feeds)
+    if device.images_per_s:
+        rehearse(options, device.images_per_s)
+        return 0
+
+    device = own_card(device, cards, ranks)
+    device.use()
+    precision = Precision(
+        level=options.opt_level,
+        dtype=getattr(torch, options.amp_dtype) if options.amp_dtype else device.low_precision,
+        device_type=device.kind,
+    )
+    make_output(options)
+    with contextlib.ExitStack() as stack:
+        if ranks.many and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, available_cores() // ranks.local_world_size))
+        ranks.join(device.collectives)
+        stack.callback(ranks.leave)
+        feeds = {
+            split: open_feed(options, split, ranks, device, precision.input_dtype, stack)
+            for split in wanted_splits(options)
+        }
+        run = build_run(options, ranks, device, precision, next(iter(feeds.values())).loader.classes)
+        run.begin()
+        announce(run, device, feeds)
         if options.evaluate:
             evaluate(run, feeds["val"])
         else:
@@ -72,18 +89,18 @@ def train(run: Run, feed: Feed, val: Feed | None) -> None:
     """All epochs: a pass over the training split, a score, a checkpoint."""
     options = run.options
     if run.epoch >= options.epochs:
-        print(f"note: nothing to do: {run.epoch} epochs are done, --epochs is {options.epochs}", flush=True)
+        run.say(f"note: nothing to do: {run.epoch} epochs are done, --epochs is {options.epochs}")
     for epoch in range(run.epoch, options.epochs):
         feed.loader.set_epoch(epoch)
-        for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(
-                epoch,
-                lr=options.lr,
-                epochs=options.epochs,
-                schedule=options.lr_schedule,
-                warm_up_epochs=options.warm_up_epochs,
-            )
+        run.optimizer.lr = learning_rate(
+            epoch,
+            lr=options.lr,
+            epochs=options.epochs,
+            schedule=options.lr_schedule,
+            warm_up_epochs=options.warm_up_epochs,
+        )
         train_epoch(run, feed, epoch)
+        run.ranks.average_statistics(run.model)
         acc1 = evaluate(run, val, epoch) if val else None
         run.epoch = epoch + 1
         run.save(acc1)
@@ -91,199 +108,239 @@ def train(run: Run, feed: Feed, val: Feed | None) -> None:
 
 def train_epoch(run: Run, feed: Feed, epoch: int) -> None:
     """One pass over the training split, with the original's log lines."""
-    run.model.train()
-    log = run.log(f"Epoch: [{epoch}]", feed)
+    run.parallel.train()
+    log = open_log(run, f"Epoch: [{epoch}]", feed)
     for batch in feed:
         loss, logits_NK = train_step(run, batch)
-        if line := log.step(batch.labels, loss, logits_NK, batch.wait_s):
+        if line := log.step(batch.labels, loss, logits_NK, wait_s=batch.wait_s, global_size=batch.global_size):
             run.metrics(kind="train", epoch=epoch, **line)
     fps = log.images_per_s()
-    print(f"batch_size: {run.options.batch_size} * FPS@all {fps:.3f}", flush=True)
-    run.metrics(kind="epoch", epoch=epoch, lr=run.optimizer.param_groups[0]["lr"], **log.averages(), fps_all=fps)
+    size = feed.loader.config.batch_size
+    run.say(f"{run.prefix}[batch_size: {size} ] * FPS@all {fps:.3f}" if run.prefix else
+            f"batch_size: {size} * FPS@all {fps:.3f}")  # fmt: skip
+    scaling = {} if run.optimizer.scale == 1 else {"loss_scale": run.optimizer.scale, "skipped": run.optimizer.skipped}
+    run.metrics(kind="epoch", epoch=epoch, lr=run.optimizer.lr, **log.averages(), fps_all=fps, **scaling)
 
 
 def train_step(run: Run, batch: DeviceBatch) -> tuple[Tensor, Tensor]:
     """Forward, backward, step; nothing here waits for the device. Returns loss [] and logits [N, K]."""
-    with run.autocast():
-        logits_NK = run.model(batch.images)
+    if not len(batch.labels):
+        return idle_step(run, batch)
+    with run.precision.autocast():
+        logits_NK = run.parallel(batch.images)
     loss = run.criterion(logits_NK.float(), batch.labels)
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if run.options.clip_agc:
-        clip_gradients_adaptively(run.model.parameters(), run.options.clip_agc)
-    run.optimizer.step()
+    # Gradients are averaged over the ranks. In an epoch's last step the ranks have unequal shares of the pictures.
+    share = len(batch.labels) * run.ranks.world_size / batch.global_size
+    run.optimizer.backward(loss if share == 1 else loss * share)
+    run.optimizer.step(run.options.clip_agc)
     return loss.detach(), logits_NK.detach()
+
+
+def idle_step(run: Run, batch: DeviceBatch) -> tuple[Tensor, Tensor]:
+    """A step in which this rank has no picture: it takes part with gradients of zero, as the others wait for them."""
+    mode = run.parallel.training
+    run.parallel.eval()  # a made-up picture is not to enter the running statistics
+    logits_NK = run.parallel(batch.images.new_zeros(1, *batch.images.shape[1:]))
+    run.optimizer.backward(logits_NK.float().sum() * 0)
+    run.optimizer.step(run.options.clip_agc)
+    run.parallel.train(mode)
+    return logits_NK.new_zeros(()), logits_NK[:0].detach()
 
 
 @torch.inference_mode()
 def evaluate(run: Run, feed: Feed, epoch: int | None = None) -> float:
-    """Score every picture of the val split once; returns Acc@1 in percent."""
+    """Score every picture of the val split once, over all ranks; returns Acc@1 in percent."""
     run.model.eval()
-    log = run.log("Test: ", feed)
+    log = open_log(run, "Test: ", feed)
     for batch in feed:
-        with run.autocast():
-            logits_NK = run.model(batch.images)
-        log.step(batch.labels, run.criterion(logits_NK.float(), batch.labels), logits_NK, batch.wait_s)
+        loss = logits_NK = batch.images.new_zeros(())
+        if len(batch.labels):
+            with run.precision.autocast():
+                logits_NK = run.model(batch.images).float()
+            loss = run.criterion(logits_NK, batch.labels)
+        log.step(batch.labels, loss, logits_NK, wait_s=batch.wait_s, global_size=batch.global_size)
     scores = log.averages()
-    print(f" * Acc@1 {scores['acc1']:.3f} Acc@5 {scores['acc5']:.3f}", flush=True)
+    average = f"{run.prefix}[AVG-ACC]" if run.prefix else ""
+    run.say(f"{average} * Acc@1 {scores['acc1']:.3f} Acc@5 {scores['acc5']:.3f}")
     run.metrics(kind="val", epoch=epoch, samples=feed.loader.samples, **scores)
     return scores["acc1"]
 
 
-@dataclasses.dataclass
-class Run:
-    """What a training run holds on to."""
-
-    options: TrainOptions
-    device: Device
-    model: InceptionV4
-    optimizer: torch.optim.Optimizer
-    classes: tuple[str, ...]
-    epoch: int = 0
-    best_acc1: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.epoch = self.options.start_epoch
-        # (1 - s) * NLL + s * mean(-log p), as in the original
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=self.options.label_smoothing)
-        try:
-            self.options.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--output {self.options.output} cannot be made: {error.strerror}") from error
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.kind, torch.bfloat16, enabled=self.options.amp)
-
-    def log(self, prefix: str, feed: Feed) -> EpochLog:
-        """The log of one pass."""
-        return EpochLog(
-            prefix,
-            steps=len(feed),
-            print_freq=self.options.print_freq,
-            device=self.device.torch_device,
-            synchronize=self.device.synchronize,
+def rehearse(options: TrainOptions, images_per_s: float) -> None:
+    """Everything but the training: can this host feed such cards? (--device sim:474.6x8)"""
+    with build_loader(configure(options, "train", Ranks())) as loader:
+        print(
+            f"rehearsing for cards that take {images_per_s:,.1f} images/s: {loader.samples:,} pictures at "
+            f"{options.image_size} px, decoding with {loader.backend} on {_cores(loader.workers)}; nothing is trained",
+            flush=True,
         )
-
-    def metrics(self, **values: Any) -> None:
-        """Append one line to metrics.jsonl."""
-        with open(self.options.output / METRICS, "a") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
-
-    def save(self, acc1: float | None) -> None:
-        """Write the checkpoint of the epochs done so far."""
-        is_best = acc1 is not None and (acc1 > self.best_acc1 or not (self.options.output / BEST).exists())
-        self.best_acc1 = max(self.best_acc1, acc1 or 0.0)
-        state = {
-            "epoch": self.epoch,
-            "arch": self.options.arch,
-            "state_dict": self.model.state_dict(),
-            "best_acc1": self.best_acc1,
-            "optimizer": self.optimizer.state_dict(),
-            "amp": None,
-            "blocks": list(self.options.blocks),
-            "classes": list(self.classes),
-        }
-        save_checkpoint(state, self.options.output, is_best=is_best)
-
-    def resume(self, path: Path) -> None:
-        """Go on where a checkpoint ends. Raises CheckpointError, before anything is changed, where it does not fit."""
-        state = load_checkpoint(path)
-        check_fit(state, path, blocks=self.options.blocks, classes=self.model.num_classes)
-        try:
-            self.model.load_state_dict(state["state_dict"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path} does not fit the model: {str(error).splitlines()[0]}") from error
-        self.epoch = int(state["epoch"])
-        self.best_acc1 = float(state.get("best_acc1", 0.0))
-        print(f"=> resumed from {path} (epoch {self.epoch}, best Acc@1 {self.best_acc1:.3f})", flush=True)
+        for _ in range(options.start_epoch, options.epochs):
+            done = consume(loader, images_per_s)
+            print(f"the cards waited for the host {100 * done.stall:.1f} % of the time")
+            print(f"batch_size: {options.batch_size} * FPS@all {done.images_per_s:.3f}", flush=True)
 
 
-def locate(options: TrainOptions) -> dict[str, Any]:
-    """Where the pictures are, as PipelineConfig wants it; ``--data`` may be a folder of shards too."""
-    if options.data and not (options.data / MANIFEST).exists():
-        return {"data": options.data}
-    root = options.shards or options.data
-    assert root is not None
-    return {"shards": root}
+def own_card(device: Device, cards: Sequence[int], ranks: Ranks) -> Device:
+    """The card of this rank. Raises ConfigError where there are more ranks than cards."""
+    if not ranks.launched or not device.asynchronous:
+        return device
+    if ranks.local_rank >= len(cards) or max(cards) >= device.count():
+        raise ConfigError(
+            f"{ranks.local_world_size} processes want {device.kind} {','.join(map(str, cards))}; "
+            f"there is {device.kind}:0 to {device.kind}:{device.count() - 1}: see --device-list, --nproc-per-node"
+        )
+    return dataclasses.replace(device, index=cards[ranks.local_rank])
+
+
+def configure(options: TrainOptions, split: str, ranks: Ranks) -> PipelineConfig:
+    """One rank's part of a split. ``--batch-size`` and ``--workers`` are the node's, shared among its cards."""
+    here = ranks.local_world_size
+    if options.batch_size < here:
+        raise ConfigError(
+            f"--batch-size is of all cards of the node: must be at least {here}, was {options.batch_size}"
+        )
+    return PipelineConfig(
+        shards=options.shards,
+        data=options.data,
+        split=split,
+        batch_size=options.batch_size // here,
+        image_size=options.image_size,
+        crop_scale=options.crop_scale,
+        seed=options.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        backend=options.backend,
+        workers="auto" if options.workers == "auto" else -(-options.workers // here),
+    )
 
 
 def wanted_splits(options: TrainOptions) -> list[str]:
     """The splits to open: train and, where the data has it, val. What is missing, the loader reports."""
     if options.evaluate:
         return ["val"]
-    ((kind, root),) = locate(options).items()
-    have = read_manifest(root).splits if kind == "shards" else folder_splits(root)
-    return ["train", "val"] if "val" in have else ["train"]
+    return ["train", "val"] if "val" in splits_of(configure(options, "train", Ranks())) else ["train"]
 
 
-def open_feed(options: TrainOptions, split: str, device: Device, stack: contextlib.ExitStack) -> Feed:
+def open_feed(
+    options: TrainOptions, split: str, ranks: Ranks, device: Device, dtype: torch.dtype, stack: contextlib.ExitStack
+) -> Feed:
     """One split as batches on the device; ``stack`` closes it."""
-    where = locate(options)
-    config = PipelineConfig(
-        **where,
-        split=split,
-        batch_size=options.batch_size,
-        image_size=options.image_size,
-        crop_scale=options.crop_scale,
-        seed=options.seed,
-        backend=options.backend,
-        workers=options.workers,
-    )
+    config = configure(options, split, ranks)
     start = time.perf_counter()
     loader = stack.enter_context(build_loader(config))
-    if "data" in where and split == "train":
+    if split == "train" and ranks.first and not (options.shards or holds_shards(config.root)):
         print(
             f"note: reading {loader.samples:,} single files, listed in {time.perf_counter() - start:.1f} s; shards "
             "open at once, read in large requests and are checked by hash: "
             f"python tools/make_shards.py {options.data} DST",
             flush=True,
         )
-    if split == "train" and loader.samples % options.batch_size == 1 and feature_size(options.image_size) == 1:
+    global_batch = config.batch_size * ranks.world_size
+    rest = loader.samples % global_batch
+    if split == "train" and 0 < rest < 2 * ranks.world_size and feature_size(options.image_size) == 1:
         raise ConfigError(
-            f"the last batch of an epoch would be 1 of {loader.samples:,} pictures, and at {options.image_size} px "
-            f"batch norm cannot train on 1: choose another --batch-size than {options.batch_size}"
+            f"the last batch of an epoch would be {rest} of {loader.samples:,} pictures, 1 on a card, and at "
+            f"{options.image_size} px batch norm cannot train on 1: choose another --batch-size than "
+            f"{options.batch_size}"
         )
-    feed = Feed(loader, device)
+    feed = Feed(loader, device, dtype)
     stack.callback(feed.close)
     return feed
 
 
-def build_model(options: TrainOptions, classes: int) -> InceptionV4:
-    """The network, with pretrained weights where asked for. Raises ConfigError or WeightsError."""
-    width = options.num_classes or classes
-    if width < classes:
-        raise ConfigError(f"--num-classes must be at least the data set's {classes}, was {width}")
+def build_run(
+    options: TrainOptions, ranks: Ranks, device: Device, precision: Precision, classes: tuple[str, ...]
+) -> Run:
+    """The network, with pretrained weights where asked for, and its optimiser. Raises ConfigError or WeightsError."""
+    width = options.num_classes or len(classes)
+    if width < len(classes):
+        raise ConfigError(f"--num-classes must be at least the data set's {len(classes)}, was {width}")
+    torch.manual_seed(options.seed)
     model = InceptionV4(num_classes=width, blocks=options.blocks)
-    if options.pretrained:
-        print(load_pretrained(model, options.pretrained, new_head=options.new_head))
-    return model
+    loaded = load_pretrained(model, options.pretrained, new_head=options.new_head) if options.pretrained else None
+    model.to(device.torch_device).to(memory_format=device.memory_format)  # type: ignore[call-overload]
+    precision.convert(model)
+    optimizer = Optimizer(
+        model,
+        precision,
+        lr=options.lr,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        loss_scale=options.loss_scale,
+        overflow=device.overflow_flag(),
+        any_rank=ranks.max,
+    )
+    if ranks.many:
+        torch.manual_seed(options.seed + ranks.rank)  # what is dropped out is each rank's own
+    prefix = f"[{device.kind} id: {device.index} ] " if ranks.launched else ""
+    run = Run(options, ranks, precision, model, optimizer, classes, prefix)
+    if loaded:
+        run.say(loaded)
+    return run
 
 
-def announce(run: Run, feeds: dict[str, Feed]) -> None:
-    """Say once what is about to happen, and what is slower than it could be."""
-    options = run.options
+def make_output(options: TrainOptions) -> None:
+    """Make the folder --output. Raises ConfigError where it cannot be."""
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {options.output} cannot be made: {error.strerror}") from error
+
+
+def open_log(run: Run, prefix: str, feed: Feed) -> EpochLog:
+    """The log of one pass."""
+    return EpochLog(
+        run.prefix + prefix,
+        steps=len(feed),
+        print_freq=run.options.print_freq,
+        device=feed.device.torch_device,
+        synchronize=feed.device.synchronize,
+        total=run.ranks.sum,
+        quiet=not run.ranks.first,
+    )
+
+
+def announce(run: Run, device: Device, feeds: dict[str, Feed]) -> None:
+    """Say once what is about to happen, and what is slower or other than it could be."""
+    options, ranks, precision = run.options, run.ranks, run.precision
+    loader = next(iter(feeds.values())).loader
     splits = ", ".join(f"{feed.loader.samples:,} {split}" for split, feed in feeds.items())
-    loader: Loader = next(iter(feeds.values())).loader
     depth = "" if options.blocks == (4, 7, 3) else f" with blocks {','.join(map(str, options.blocks))}"
-    print(
-        f"InceptionV4{depth} on {run.device.name()}, {'bf16 autocast' if options.amp else 'fp32'}; "
-        f"{splits} pictures of {len(run.classes)} classes at {options.image_size} px; "
-        f"decoding with {loader.backend} on {loader.workers} core{'s'[: loader.workers > 1]}",
-        flush=True,
+    low = "" if precision.level == "O0" else f" {str(precision.dtype).removeprefix('torch.')}"
+    several = f" x {ranks.world_size}" if ranks.many else ""
+    run.say(
+        f"InceptionV4{depth} on {device.name()}{several}, {precision.level}{low or ' float32'}; "
+        f"{splits} pictures of {len(run.classes)} classes at {options.image_size} px, "
+        f"{loader.config.batch_size}{several} a step; decoding with {loader.backend} on {_cores(loader.workers)}"
+        f"{' a card' if ranks.many else ''}"
     )
     run.metrics(
         kind="run",
         options={name: str(value) for name, value in dataclasses.asdict(options).items() if value is not None},
-        device=run.device.name(),
+        device=device.name(),
         backend=loader.backend,
         workers=loader.workers,
+        world_size=ranks.world_size,
         samples={split: feed.loader.samples for split, feed in feeds.items()},
         torch=torch.__version__,
     )
-    notes = [run.device.bf16_advice() if options.amp else None]
+    notes = [
+        device.advice,
+        device.bf16_advice() if precision.level != "O0" and precision.dtype == torch.bfloat16 else None,
+    ]
+    if options.dist_backend not in (None, device.collectives):
+        notes.append(f"--dist-backend {options.dist_backend} is not for {device.kind}: {device.collectives} is used")
+    if options.batch_size % ranks.local_world_size:
+        whole = loader.config.batch_size * ranks.local_world_size
+        notes.append(
+            f"--batch-size {options.batch_size} does not divide by {ranks.local_world_size} cards: {whole} it is"
+        )
     for note in filter(None, notes):
-        print(f"note: {note}", flush=True)
+        run.say(f"note: {note}")
+
+
+def _cores(count: int) -> str:
+    return f"{count} core{'s'[: count > 1]}"
 
 
 def entry(argv: Sequence[str] | None = None) -> Callable[[], int]:
@@ -295,7 +352,22 @@ def entry(argv: Sequence[str] | None = None) -> Callable[[], int]:
         except WeightsError as error:
             raise DataError(str(error)) from error
 
-    return run
+    def rank() -> int:
+        try:
+            return run()
+        except Exception as error:
+            # One rank's end breaks the others' collectives, and what is wrong for one is often wrong for all: whoever
+            # started us ends us within this second where another rank has said it already.
+            if not (Ranks.from_environment().first and isinstance(error, (ConfigError, DataError))):
+                time.sleep(1)
+            raise
+
+    return rank if Ranks.from_environment().launched else run
+
+
+def rank_main(argv: Sequence[str]) -> None:
+    """What --multiprocessing-distributed runs in each process."""
+    run_tool("train.py", entry(argv))
 
 
 if __name__ == "__main__":

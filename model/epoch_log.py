@@ -10,38 +10,60 @@ import torch
 from torch import Tensor
 
 WARM_UP_STEPS = 10  # left out of FPS@all, as in the original
+_READ_AT_LEAST_EVERY = 2**22  # samples
 
 
 class EpochLog:
     """One pass's numbers: summed on the device, read (and waited for) only when a line is due."""
 
     def __init__(
-        self, prefix: str, *, steps: int, print_freq: int, device: torch.device, synchronize: Callable[[], None]
+        self,
+        prefix: str,
+        *,
+        steps: int,
+        print_freq: int,
+        device: torch.device,
+        synchronize: Callable[[], None],
+        total: Callable[[Tensor], Tensor] = lambda values: values,
+        quiet: bool = False,
     ):
-        """``prefix`` begins each line; ``synchronize`` waits for the device."""
+        """``prefix`` begins each line; ``synchronize`` waits for the device; ``total`` sums over the ranks, in place.
+
+        A ``quiet`` one prints nothing, but takes part in the sums.
+        """
         self.prefix, self.steps, self.print_freq = prefix, steps, print_freq
-        self.samples = 0
-        self._synchronize = synchronize
-        self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct at 1, at 5
-        self._last = self._sums
+        self.samples = 0  # of all ranks
+        self._synchronize, self._total, self._quiet = synchronize, total, quiet
+        # Loss, correct at 1, at 5: of the steps since the last reading (float32 counts exactly up to 2**24), and of the
+        # last step. What was read is summed on the host, in float64, which accelerators lack.
+        self._recent = torch.zeros(3, device=device)
+        self._last = self._recent
+        self._sums = (0.0, 0.0, 0.0)
+        self._read = 0  # samples in the sums
         self._wait_s = self._last_wait_s = 0.0
-        self._live = Live(f"{prefix} ")
+        self._live = Live(f"{prefix} ", quiet)
         self._done = 0
         self._begin = self._end = time.perf_counter()
         self._measured_from: tuple[int, float] = (0, self._begin)  # samples and time at the end of the warm-up
         self._line_at: tuple[int, float] = (0, self._begin)  # step and time of the last line
 
-    def step(self, labels: Tensor, loss: Tensor, logits_NK: Tensor, wait_s: float) -> dict[str, float] | None:
+    def step(
+        self, labels: Tensor, loss: Tensor, logits_NK: Tensor, *, wait_s: float, global_size: int
+    ) -> dict[str, float] | None:
         """Take note of a step; every ``print_freq`` steps print the original's line, and return its numbers.
 
         Args:
-            labels: int64 [N]. loss: [], the mean over the N. logits_NK: [N, K]. wait_s: the wait for the data.
+            labels: int64 [N]. loss: [], the mean over the N. logits_NK: [N, K]. N may be 0 where there are others.
+            wait_s: the wait for the data. global_size: samples of all ranks in this step.
         """
         n = len(labels)
-        top = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices == labels[:, None]
-        self._last = torch.stack((loss.double() * n, top[:, 0].sum().double(), top.any(1).sum().double()))
-        self._sums += self._last
-        self.samples += n
+        if n:
+            top = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices == labels[:, None]
+            self._last = torch.stack((loss.float() * n, top[:, 0].sum().float(), top.any(1).sum().float()))
+        else:
+            self._last = torch.zeros_like(self._recent)
+        self._recent += self._last
+        self.samples += global_size
         self._wait_s += wait_s
         self._last_wait_s = wait_s
         self._done += 1
@@ -50,12 +72,24 @@ class EpochLog:
             self._measured_from = (self.samples, time.perf_counter())
         line = None
         if (self._done - 1) % self.print_freq == 0 or self._done == self.steps:
-            line = self._print(n)
+            line = self._print(global_size)
+        elif self.samples - self._read > _READ_AT_LEAST_EVERY:
+            self._read_sums()
         self._live.show(self._done, self.steps, self.samples, time.perf_counter() - self._begin, self._wait_s)
         return line
 
+    def _read_sums(self) -> list[float]:
+        """Fetch what the device has summed, here the host waits for it; returns the last step's part."""
+        recent, last = self._total(torch.stack((self._recent, self._last))).tolist()
+        self._recent.zero_()
+        loss, correct1, correct5 = (a + b for a, b in zip(self._sums, recent, strict=True))
+        self._sums = (loss, correct1, correct5)
+        self._read = self.samples
+        result: list[float] = last
+        return result
+
     def _print(self, n: int) -> dict[str, float]:
-        loss, acc1, acc5 = (self._last / n).tolist()  # here the host waits for the device
+        loss, acc1, acc5 = (value / n for value in self._read_sums())
         self._end = time.perf_counter()
         mean = self.averages()
         step_s = (self._end - self._line_at[1]) / max(1, self._done - self._line_at[0])
@@ -69,13 +103,17 @@ class EpochLog:
             f"Acc@1 {100 * acc1:6.2f} ({mean['acc1']:6.2f})",
             f"Acc@5 {100 * acc5:6.2f} ({mean['acc5']:6.2f})",
         )
-        self._live.clear()
-        print("\t".join(fields), flush=True)
+        if not self._quiet:
+            self._live.clear()
+            print("\t".join(fields), flush=True)
         return {"step": self._done - 1, "step_loss": loss, **mean}
 
     def averages(self) -> dict[str, float]:
-        """Means so far: loss, acc1 and acc5 in percent, step_s and data_wait_s in seconds a step, fps in images/s."""
-        loss, correct1, correct5 = (self._sums / max(1, self.samples)).tolist()
+        """Means up to the last line, which every pass ends with, over all ranks.
+
+        loss, acc1 and acc5 in percent, step_s and data_wait_s (this rank's) in seconds a step, fps in images/s.
+        """
+        loss, correct1, correct5 = (value / max(1, self._read) for value in self._sums)
         elapsed_s = max(self._end - self._begin, 1e-9)
         return {
             "loss": loss,
@@ -83,7 +121,7 @@ class EpochLog:
             "acc5": 100 * correct5,
             "step_s": elapsed_s / max(1, self._done),
             "data_wait_s": self._wait_s / max(1, self._done),
-            "fps": self.samples / elapsed_s,
+            "fps": self._read / elapsed_s,
         }
 
     def images_per_s(self) -> float:
@@ -95,9 +133,9 @@ class EpochLog:
 class Live:
     """One line at the foot of a terminal that is always up to date; nothing where there is no terminal."""
 
-    def __init__(self, prefix: str):
+    def __init__(self, prefix: str, quiet: bool):
         self._prefix = prefix
-        self._on = sys.stdout.isatty()
+        self._on = sys.stdout.isatty() and not quiet
         self._shown = 0.0
 
     def show(self, done: int, steps: int, samples: int, elapsed_s: float, wait_s: float) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from .inceptionv4 import MIN_IMAGE_SIZE
+from .precision import LEVELS
 from .schedule import SCHEDULES
 
 EXAMPLE = """examples:
-  python train.py --shards /data/shards --batch-size 155 --lr .060546875 --epochs 240 --label-smoothing 0.1
+  python train.py --shards /data/shards --amp --batch-size 155 --lr .060546875 --epochs 240 --label-smoothing 0.1
+  python train.py --shards /data/shards --amp --multiprocessing-distributed --batch-size 1024 --lr .484375
+  torchrun --nproc-per-node 8 train.py --shards /data/shards --amp --batch-size 1024 --lr .484375
   python train.py --data /data/imagenet --device cpu --image-size 96 --blocks 1,1,1 --epochs 1
   python train.py --shards /data/shards --evaluate --resume output/model_best.pth.tar
 """
@@ -45,6 +50,26 @@ def _workers(text: str) -> int | Literal["auto"]:
         raise argparse.ArgumentTypeError(f"want auto or a number, got {text!r}") from None
 
 
+def _loss_scale(text: str) -> float | Literal["dynamic"]:
+    if text == "dynamic":
+        return "dynamic"
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"want dynamic or a number, got {text!r}") from None
+
+
+def _cards(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"want numbers such as 0,1,2,3, got {text!r}") from None
+
+
+def _several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and "LOCAL_RANK" in os.environ
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """What train.py was asked for. Raises ValueError, naming the flag, for what makes no sense."""
@@ -52,22 +77,48 @@ class TrainOptions:
     shards: Path | None = flag(None, "a folder that tools/make_shards.py wrote", type=Path)
     data: Path | None = flag(None, "an ImageNet folder (or a folder of shards)", type=Path)
     output: Path = flag(Path("output"), "where checkpoints and metrics.jsonl go", "--save_path", type=Path)
-    device: str = flag("auto", "auto, cuda, cuda:1, cpu")
+    device: str = flag("auto", "auto, npu, npu:1, cuda, cuda:1, cpu; sim:474.6x8 takes pictures as 8 such cards would")
+    npu: int | None = flag(None, "the same as --device npu:N", type=int)
     gpu: int | None = flag(None, "the same as --device cuda:N", type=int)
     backend: str = flag("auto", "what decodes: auto, pillow, dali")
-    workers: int | Literal["auto"] = flag("auto", "cores that decode: auto or a number", "-j", type=_workers)
+    workers: int | Literal["auto"] = flag(
+        "auto", "cores that decode, of the node: auto or a number", "-j", type=_workers
+    )
     epochs: int = flag(90, "epochs in all", type=int)
     start_epoch: int = flag(0, "first epoch (a checkpoint brings its own)", type=int)
-    batch_size: int = flag(128, "pictures in a step", "-b", type=int)
-    lr: float = flag(0.045, "learning rate", "--learning-rate", type=float)
-    lr_schedule: str = flag("step", "step: a tenth every 30 epochs; cosine: down to 0", choices=SCHEDULES)
+    batch_size: int = flag(
+        None, "pictures in a step, of all cards of the node together (default: 128; with several cards 512)", "-b",
+        type=int,
+    )  # fmt: skip
+    lr: float = flag(None, "learning rate (default: 0.045; with several cards 0.1)", "--learning-rate", type=float)
+    lr_schedule: str = flag(
+        None, "step: a tenth every 30 epochs; cosine: down to 0 (default: step; with several cards cosine)",
+        choices=SCHEDULES,
+    )  # fmt: skip
     warm_up_epochs: int = flag(0, "epochs of rising learning rate", "--warm_up_epochs", type=int)
     momentum: float = flag(0.9, "of SGD", type=float)
     weight_decay: float = flag(1e-4, "on every parameter", "--wd", "--weight_decay", type=float)
     label_smoothing: float = flag(0.0, "share of the target spread over all classes", type=float)
     clip_agc: float = flag(0.0, "adaptive gradient clipping: a gradient of at most this share of its weights "
                            "(try 0.05 with --lr 0.1; 0: off)", type=float)  # fmt: skip
-    amp: bool = flag(False, "compute in bfloat16 where it is safe (autocast); weights stay fp32")
+    amp: bool = flag(False, "compute in low precision, as --opt-level says")
+    opt_level: str = flag(
+        None, "O0: fp32; O1: autocast; O2: half weights but batch norm, fp32 master weights; O3: all half "
+        "(default: O2 with --amp, else O0)", choices=LEVELS,
+    )  # fmt: skip
+    amp_dtype: str | None = flag(
+        None, "what is low precision (default: float16; on a CPU bfloat16)", choices=("float16", "bfloat16")
+    )
+    loss_scale: float | Literal["dynamic"] | None = flag(
+        None, "dynamic, or a fixed factor (default: dynamic at O1 and O2 in float16, else 1)", type=_loss_scale
+    )
+    multiprocessing_distributed: bool = flag(False, "train on all cards of --device-list, a process each")
+    device_list: tuple[int, ...] | None = flag(None, "cards such as 0,1,2,3 (default: all there are)", type=_cards)
+    world_size: int = flag(1, "nodes, each of which runs this command", type=int)
+    rank: int = flag(0, "number of this node", type=int)
+    addr: str | None = flag(None, "address of node 0, where there are several")
+    dist_url: str | None = flag(None, "the same with a port: tcp://ADDRESS:PORT")
+    dist_backend: str | None = flag(None, "collectives (default: hccl on npu, nccl on cuda, gloo on cpu)")
     num_classes: int | None = flag(None, "width of the classifier (default: the data set's)", type=int)
     blocks: tuple[int, int, int] = flag(
         (4, 7, 3), "Inception-A, -B, -C blocks; 4,7,3 is InceptionV4", type=_list_of(int, 3, "4,7,3")
@@ -87,6 +138,15 @@ class TrainOptions:
     print_freq: int = flag(10, "steps between two log lines", "-p", type=int)
 
     def __post_init__(self) -> None:
+        several = self.multiprocessing_distributed or _several()
+        # Defaults that hang on something else: the original has one script for one card and another for eight.
+        self._default("batch_size", 512 if several else 128)
+        self._default("lr", 0.1 if several else 0.045)
+        self._default("lr_schedule", "cosine" if several else "step")
+        self._default("opt_level", "O2" if self.amp else "O0")
+        for name in ("world_size", "rank"):  # the original's -1: only this node
+            if getattr(self, name) == -1:
+                object.__setattr__(self, name, int(name == "world_size"))
         if (self.shards is None) == (self.data is None):
             raise ValueError("give --shards DST or --data FOLDER, one of the two")
         for name in ("epochs", "batch_size", "print_freq"):
@@ -101,6 +161,32 @@ class TrainOptions:
             raise ValueError("--evaluate needs weights: give --resume CHECKPOINT or --pretrained FILE")
         if self.new_head and not self.pretrained:
             raise ValueError("--new-head needs --pretrained FILE")
+        self._check("loss_scale", self.loss_scale is None or self.loss_scale == "dynamic" or self.loss_scale > 0,
+                    "dynamic or above 0")  # fmt: skip
+        self._check("world_size", self.world_size >= 1, "at least 1")
+        self._check("rank", 0 <= self.rank < self.world_size, f"in [0, {self.world_size - 1}]")
+        if self.device_list is not None:
+            good = len(set(self.device_list)) == len(self.device_list) and min(self.device_list) >= 0
+            self._check("device_list", good, "different numbers of at least 0")
+        if self.multiprocessing_distributed and self.world_size > 1 and not (self.addr or self.dist_url):
+            raise ValueError(f"--world-size {self.world_size} needs --addr, the address of node 0")
+
+    @property
+    def device_name(self) -> str:
+        """What was asked for, in one word."""
+        if self.npu is not None:
+            return f"npu:{self.npu}"
+        return f"cuda:{self.gpu}" if self.gpu is not None else self.device
+
+    @property
+    def meeting_place(self) -> tuple[str | None, int]:
+        """Address and port of node 0. The port is the original's, unless --dist-url names one."""
+        url = urllib.parse.urlsplit(self.dist_url or "")
+        return self.addr or url.hostname, url.port or 29688
+
+    def _default(self, name: str, value: Any) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
 
     def _check(self, name: str, good: bool, want: str) -> None:
         if not good:

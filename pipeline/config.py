@@ -21,7 +21,7 @@ class PipelineConfig:
     """
 
     shards: str | os.PathLike[str] | None = None  # a folder that tools/make_shards.py wrote
-    data: str | os.PathLike[str] | None = None  # an ImageNet folder
+    data: str | os.PathLike[str] | None = None  # an ImageNet folder, or a folder of shards
     split: str = "train"
     batch_size: int = 64  # of this rank
     image_size: int = 299  # pixels, square

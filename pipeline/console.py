@@ -12,6 +12,10 @@ from typing import NoReturn
 
 from .errors import ConfigError, DataError
 
+# Before torch loads: it would load an installed torch_npu by itself, and fail where CANN is not set up. Who wants npu
+# gets it from the device table.
+os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+
 _LINE_EVERY_S = 5.0
 _REDRAW_EVERY_S = 0.1
 

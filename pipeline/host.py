@@ -5,12 +5,29 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_held: frozenset[int] | None = None
+
+
+def hold_cores() -> None:
+    """Take the cores of this moment for the process's own, whatever its threads are bound to afterwards.
+
+    torch_npu binds the thread that opens a card to one core (CPU_AFFINITY_CONF), and what that thread starts inherits
+    the one core: all decode processes would share it.
+    """
+    global _held
+    _held = _held or frozenset(os.sched_getaffinity(0))
+
+
+def cores() -> frozenset[int]:
+    """The cores this process may use, by number."""
+    return _held or frozenset(os.sched_getaffinity(0))
+
 
 def available_cores() -> int:
-    """Cores this process may use: its affinity mask, cut down by a cgroup CPU quota (containers). At least 1."""
-    cores = len(os.sched_getaffinity(0))
+    """How many: the affinity mask, cut down by a cgroup CPU quota (containers). At least 1."""
+    count = len(cores())
     quota = _cgroup_quota()
-    return max(1, min(cores, int(quota)) if quota else cores)
+    return max(1, min(count, int(quota)) if quota else count)
 
 
 def _cgroup_quota() -> float | None:

@@ -23,7 +23,7 @@ from .advice import advise
 from .backends import choose_backend
 from .config import PipelineConfig
 from .errors import ConfigError, DataError
-from .host import available_cores
+from .host import available_cores, cores
 from .order import Indices, batch_indices, epoch_order
 from .pool import WorkerPool
 from .ring import Ring
@@ -44,6 +44,7 @@ class Batch:
     images: Tensor  # uint8 [N, S, S, 3]
     labels: Tensor  # int64 [N]
     indices: Tensor  # int64 [N], numbers of the samples in the data set
+    global_size: int  # samples that all ranks together have in this step
     epoch: int
     wait_s: float  # how long the trainer waited for it: 0 where the host keeps up
 
@@ -55,6 +56,7 @@ class _Flight:
     slot: int
     size: int
     epoch: int
+    global_size: int
     end: int  # how many samples of the epoch are behind it
     missing: int  # rows still to be decoded
 
@@ -96,6 +98,7 @@ class Loader:
             backend=self.backend,
             rows=self._rows,
             source=self.source,
+            cores=cores(),
         )
 
     @property
@@ -208,6 +211,7 @@ class Loader:
             images=torch.from_numpy(slot.images[: flight.size]),
             labels=torch.from_numpy(slot.labels[: flight.size]),
             indices=torch.from_numpy(slot.indices[: flight.size]),
+            global_size=flight.global_size,
             epoch=flight.epoch,
             wait_s=wait_s,
         )
@@ -234,7 +238,9 @@ class Loader:
             number, size = self._free.popleft(), len(indices)
             self.ring.slots[number].indices[:size] = indices
             end = min(position + self._global_batch, self.samples)
-            self._flights.append(_Flight(slot=number, size=size, epoch=epoch, end=end, missing=size))
+            self._flights.append(
+                _Flight(slot=number, size=size, global_size=end - position, epoch=epoch, end=end, missing=size)
+            )
             for first in range(0, size, self._rows):
                 self._queued += 1
                 self._pool.send(TASK.pack(epoch, number, first, min(first + self._rows, size)))

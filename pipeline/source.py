@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from .config import PipelineConfig
 from .folder import folder_classes, folder_splits, open_folder
 from .pictures import I64, Pictures
-from .shards import Shards, open_shards
+from .shards import MANIFEST, Shards, open_shards, read_manifest
 
 
 class Source(Protocol):
@@ -32,11 +33,23 @@ class Source(Protocol):
 
 def open_source(config: PipelineConfig) -> Source:
     """Open what the config names. Raises ConfigError or DataError."""
-    if config.shards is not None:
+    if config.shards is not None or holds_shards(config.root):
         return open_shards(config.root, config.split)
     paths = folder_splits(config.root)
     chosen = folder_splits(config.root, (config.split,))
     return open_folder(chosen[config.split], folder_classes(paths))
+
+
+def holds_shards(root: Path) -> bool:
+    """Whether a folder is one of shards; else it is taken for an ImageNet folder."""
+    return (root / MANIFEST).exists()
+
+
+def splits_of(config: PipelineConfig) -> tuple[str, ...]:
+    """The splits that the data has. Raises ConfigError or DataError."""
+    if config.shards is not None or holds_shards(config.root):
+        return tuple(read_manifest(config.root).splits)
+    return tuple(folder_splits(config.root))
 
 
 def slow_source_advice(source: Source) -> str | None:

@@ -24,6 +24,7 @@ class DeviceBatch:
 
     images: Tensor  # [N, 3, S, S], normalised to [-1, 1], in the device's memory format
     labels: Tensor  # int64 [N]
+    global_size: int  # samples that all ranks together have in this step
     wait_s: float  # how long the trainer waited for the host
 
 
@@ -40,10 +41,12 @@ class Feed:
     """Batches of one loader on one device. Iterating it is one epoch, as with the loader."""
 
     def __init__(self, loader: Loader, device: Device, dtype: torch.dtype = torch.float32):
+        """``dtype``: what the model takes. The loader is closed by its owner, after the feed."""
         self.loader = loader
         self.device = device
         self.dtype = dtype
-        self._unpin = pin_ring(device, torch.from_numpy(loader.ring.memory))
+        self._ring = torch.from_numpy(loader.ring.memory)
+        self._pinned = pin_ring(device, self._ring)
         self._stream = device.new_stream() if device.asynchronous else None
 
     def __len__(self) -> int:
@@ -52,44 +55,75 @@ class Feed:
     def __iter__(self) -> Iterator[DeviceBatch]:
         if self._stream is None:
             for batch in self.loader:
-                yield DeviceBatch(
-                    images=normalise(batch.images, self.dtype, self.device.memory_format),
-                    labels=batch.labels.clone(),
-                    wait_s=batch.wait_s,
-                )
+                yield self._normalised(_on_device(batch, batch.images, batch.labels.clone()))
         else:
             yield from self._overlapped()
 
     def _overlapped(self) -> Iterator[DeviceBatch]:
-        """Stay one batch ahead: the next copy is queued before the step that uses this one."""
-        copying: deque[tuple[Any, DeviceBatch]] = deque()
-        for batch in self.loader.held_batches():
-            copying.append(self._copy(batch))
-            if len(copying) > 1:
-                yield self._arrive(*copying.popleft())
-        while copying:
-            yield self._arrive(*copying.popleft())
+        """Stay one batch ahead: the next copy is queued before the step that uses this one. The host does not wait."""
+        ahead: tuple[DeviceBatch, Any] | None = None
+        copied: deque[Any] = deque()  # events of the copies whose slots are still held, oldest first
+        try:
+            for batch in self.loader.held_batches():
+                following, event = self._copy(batch), self._event()
+                copied.append(event)
+                if ahead is not None:
+                    yield self._arrived(*ahead)
+                ahead = following, event
+                self._release(copied, keep=self.loader.config.slots - 1)
+            if ahead is not None:
+                yield self._arrived(*ahead)
+            self._release(copied, keep=0)
+        finally:  # an epoch that is broken off: its slots will be filled anew
+            while copied:
+                copied.popleft().synchronize()
 
-    def _copy(self, batch: Batch) -> tuple[Any, DeviceBatch]:
+    def _copy(self, batch: Batch) -> DeviceBatch:
+        """Queue a slot's way to the device: one contiguous copy of the images, one of the labels."""
+        images, labels = batch.images, batch.labels
+        if not self._pinned:
+            images, labels = images.pin_memory(), labels.pin_memory()
         with self.device.use_stream(self._stream):
-            images = batch.images.to(self.device.torch_device, non_blocking=True)
-            labels = batch.labels.to(self.device.torch_device, non_blocking=True)
-            event = self.device.new_event()
-            event.record(self._stream)
-        return event, DeviceBatch(images=images, labels=labels, wait_s=batch.wait_s)
+            return _on_device(
+                batch,
+                images.to(self.device.torch_device, non_blocking=True),
+                labels.to(self.device.torch_device, non_blocking=True),
+            )
 
-    def _arrive(self, event: Any, batch: DeviceBatch) -> DeviceBatch:
-        event.synchronize()  # the host waits for the copy, not for the step: the slot is free again
-        self.loader.release()
+    def _event(self) -> Any:
+        event = self.device.new_event()
+        event.record(self._stream)
+        return event
+
+    def _arrived(self, batch: DeviceBatch, copied: Any) -> DeviceBatch:
+        """The batch for the model, whose stream waits for the copy."""
         compute = self.device.current_stream()
-        compute.wait_event(event)
+        compute.wait_event(copied)
         for tensor in (batch.images, batch.labels):
             tensor.record_stream(compute)  # its memory must outlive its use there
+        return self._normalised(batch)
+
+    def _release(self, copied: deque[Any], *, keep: int) -> None:
+        """Give slots back to the loader, once they have been copied; wait only where more than ``keep`` are held."""
+        while copied:
+            if not copied[0].query():
+                if len(copied) <= keep:
+                    return
+                copied[0].synchronize()
+            copied.popleft()
+            self.loader.release()
+
+    def _normalised(self, batch: DeviceBatch) -> DeviceBatch:
         images = normalise(batch.images, self.dtype, self.device.memory_format)
         return dataclasses.replace(batch, images=images)
 
     def close(self) -> None:
-        """Unpin the ring. The loader is closed by its owner, after this."""
-        if self._stream is not None:
-            self.device.synchronize()
-        self._unpin()
+        """Unpin the ring."""
+        self.device.synchronize()
+        if self._pinned:
+            self.device.unpin(self._ring)
+            self._pinned = False
+
+
+def _on_device(batch: Batch, images: Tensor, labels: Tensor) -> DeviceBatch:
+    return DeviceBatch(images=images, labels=labels, global_size=batch.global_size, wait_s=batch.wait_s)

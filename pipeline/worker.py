@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import socket
 import struct
@@ -35,6 +36,7 @@ class Job:
     backend: str
     rows: int  # at most so many in one task
     source: Source  # its numpy arrays lie in shared memory or in a mapped file, once for all workers
+    cores: frozenset[int]  # to run on; what starts a worker may be bound to fewer
 
 
 def make_crops(config: PipelineConfig, epoch: int, indices: I64, widths: I64, heights: I64) -> Crops:
@@ -97,6 +99,8 @@ def main(ring_fd: int, job_fd: int, tasks_fd: int, results_fd: int) -> None:
     """What a decode process runs; the descriptors are inherited from the loader."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's: its end closes the queue
     job: Job = receive(job_fd)
+    with contextlib.suppress(OSError):  # where the system has taken cores away meanwhile, what is left will do
+        os.sched_setaffinity(0, job.cores)
     config = job.config
     ring = Ring(slots=config.slots, batch_size=config.batch_size, image_size=config.image_size, fd=ring_fd)
     with (

@@ -81,7 +81,7 @@ def test_a_resumed_run_ends_where_the_whole_run_ends(
     two_epochs: tuple[str, Path], shards: Path, run: Run, tmp_path: Path
 ) -> None:
     """Weights, momentum and losses, bit for bit."""
-    common = ("--shards", shards, *SMALL, "--output", tmp_path)
+    common = ("--shards", shards, *SMALL, "--print-freq", 1, "--output", tmp_path)
     assert run("train.py", *common, "--epochs", 1).returncode == 0
     done = run("train.py", *common, "--epochs", 2, "--resume", tmp_path / "checkpoint.pth.tar")
     assert done.returncode == 0
@@ -131,7 +131,7 @@ def test_data_folder_options_and_spellings_of_the_original(folder: Path, run: Ru
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "make_shards.py" in done.stdout
-    assert "bf16" in done.stdout
+    assert "O2 bfloat16" in done.stdout
     assert "Acc@1 " in done.stdout
     assert len(torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["state_dict"]["last_linear.bias"]) == 10
 

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 import numpy as np
 
 from pipeline.folder import folder_classes, folder_splits, open_folder
+from pipeline.host import cores
 from pipeline.pool import ENVIRONMENT
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -309,7 +310,7 @@ def headrace_loop(inputs: Inputs) -> Batches:
     name = choose_backend("auto")
     config = _config(inputs, name)
     source = open_source(config)
-    job = Job(config=config, backend=name, rows=_LOOP_BLOCK, source=source)
+    job = Job(config=config, backend=name, rows=_LOOP_BLOCK, source=source, cores=cores())
     ring = Ring(slots=config.slots, batch_size=inputs.batch_size, image_size=inputs.image_size)
     places = itertools.cycle(
         (slot, first) for slot in ring.slots for first in range(0, inputs.batch_size - _LOOP_BLOCK + 1, _LOOP_BLOCK)

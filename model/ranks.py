@@ -1,0 +1,168 @@
+"""The processes that train together: one a card, started by torchrun or by ``--multiprocessing-distributed``.
+
+Each knows itself from torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT); :func:`spawn` sets the same, so that both ways are one from there on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing.spawn import spawn as spawn_all
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among all that train together."""
+
+    rank: int = 0  # of world_size, over all nodes
+    world_size: int = 1
+    local_rank: int = 0  # of local_world_size, on this node: which card is its own
+    local_world_size: int = 1
+    launched: bool = False  # whether torchrun, or spawn, has started this process
+    restarts: int = 0  # how often torchrun has started all of them anew
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """What torchrun, or :func:`spawn`, says; one process where neither has started this one."""
+        if "LOCAL_RANK" not in os.environ:
+            return cls()
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in names)
+        return cls(
+            rank=rank,
+            world_size=world_size,
+            local_rank=local_rank,
+            local_world_size=local_world_size,
+            launched=True,
+            restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        )
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that prints and writes."""
+        return self.rank == 0
+
+    @property
+    def many(self) -> bool:
+        """Whether there are others."""
+        return self.world_size > 1
+
+    def join(self, backend: str) -> None:
+        """Meet the others; returns when all are there. ``backend``: hccl, nccl or gloo."""
+        if self.many:
+            dist.init_process_group(backend, rank=self.rank, world_size=self.world_size)
+
+    def leave(self) -> None:
+        """Part from the others."""
+        if self.many and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model whose gradients are averaged over the ranks while they are computed; alone, the model itself.
+
+        Every rank begins with rank 0's weights. Batch statistics stay each rank's own, as in the original.
+        """
+        if not self.many:
+            return model
+        ddp = nn.parallel.DistributedDataParallel
+        own_statistics = (  # its name before torch 2.13, and since
+            "forward_sync_buffers"
+            if "forward_sync_buffers" in inspect.signature(ddp).parameters
+            else "broadcast_buffers"
+        )
+        return ddp(
+            model,
+            device_ids=None if device.type == "cpu" else [device.index],
+            gradient_as_bucket_view=True,  # saves a copy of every gradient
+            **{own_statistics: False},
+        )
+
+    def sum(self, values: Tensor) -> Tensor:
+        """In place, over all ranks."""
+        if self.many:
+            dist.all_reduce(values)
+        return values
+
+    def max(self, values: Tensor) -> None:
+        """In place, over all ranks."""
+        if self.many:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+
+    @torch.no_grad()
+    def average_statistics(self, model: nn.Module) -> None:
+        """Make the batch norms' running statistics the mean over the ranks, so that all score and save one model.
+
+        One collective for the whole network.
+        """
+        if not self.many:
+            return
+        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        flat = self.sum(torch.cat([buffer.float().reshape(-1) for buffer in buffers])) / self.world_size
+        for buffer, mean in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+
+def spawn(
+    main: Callable[[Sequence[str]], object],
+    argv: Sequence[str],
+    *,
+    cards: int,
+    nodes: int = 1,
+    node: int = 0,
+    address: str | None = None,
+    port: int | None = None,
+) -> int:
+    """Run ``main(argv)`` in one process a card of this node, and wait for all of them.
+
+    ``main`` ends its process with an exit code (SystemExit), having said what was wrong. Where one fails, the others
+    are ended at once. Returns 0, or the exit code of the one that failed first.
+    """
+    if nodes == 1:  # nobody else has to find us: no fixed port that another run on this machine may have
+        address, port = "127.0.0.1", _free_port()
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # whom it ends when another has failed
+    environment = {
+        "WORLD_SIZE": str(nodes * cards),
+        "LOCAL_WORLD_SIZE": str(cards),
+        "MASTER_ADDR": str(address),
+        "MASTER_PORT": str(port),
+    }
+    try:
+        spawn_all(_rank_main, args=(main, argv, node * cards, environment), nprocs=cards)  # type: ignore[no-untyped-call]
+    except ProcessRaisedException as error:  # a mistake of ours: the message holds the rank's traceback
+        print(str(error).strip(), file=sys.stderr)
+        return 1
+    except ProcessExitedException as error:
+        if error.signal_name is None:
+            return error.exit_code
+        print(f"rank {node * cards + error.error_index} was ended by {error.signal_name}", file=sys.stderr)
+        return 128 + signal.Signals[error.signal_name].value
+    return 0
+
+
+def _rank_main(
+    local_rank: int,
+    main: Callable[[Sequence[str]], object],
+    argv: Sequence[str],
+    first: int,
+    environment: dict[str, str],
+) -> None:
+    os.environ |= environment | {"LOCAL_RANK": str(local_rank), "RANK": str(first + local_rank)}
+    main(argv)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
