@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     ranks = Ranks.from_environment()
     device = find_device(options.device_name)
+    if device.images_per_s:
+        rehearse(options, device.images_per_s)
+        return 0
     cards = options.device_list or tuple(range(device.count()))
     if options.multiprocessing_distributed and not ranks.launched:
         address, port = options.meeting_place
@@ -54,9 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return spawn(
             rank_main, mine, cards=len(cards), nodes=options.world_size, node=options.rank, address=address, port=port
         )
-    if device.images_per_s:
-        rehearse(options, device.images_per_s)
-        return 0
 
     device = own_card(device, cards, ranks)
     device.use()
@@ -357,9 +357,9 @@ def entry(argv: Sequence[str] | None = None) -> Callable[[], int]:
             return run()
         except Exception as error:
             # One rank's end breaks the others' collectives, and what is wrong for one is often wrong for all: whoever
-            # started us ends us within this second where another rank has said it already.
+            # started us ends us within these seconds where another rank has said it already.
             if not (Ranks.from_environment().first and isinstance(error, (ConfigError, DataError))):
-                time.sleep(1)
+                time.sleep(3)
             raise
 
     return rank if Ranks.from_environment().launched else run

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -76,18 +77,13 @@ class Ranks:
         """
         if not self.many:
             return model
+        settings: dict[str, Any] = {"gradient_as_bucket_view": True}  # saves a copy of every gradient
+        if device.type != "cpu":
+            settings["device_ids"] = [device.index]
         ddp = nn.parallel.DistributedDataParallel
-        own_statistics = (  # its name before torch 2.13, and since
-            "forward_sync_buffers"
-            if "forward_sync_buffers" in inspect.signature(ddp).parameters
-            else "broadcast_buffers"
-        )
-        return ddp(
-            model,
-            device_ids=None if device.type == "cpu" else [device.index],
-            gradient_as_bucket_view=True,  # saves a copy of every gradient
-            **{own_statistics: False},
-        )
+        since_2_13 = "forward_sync_buffers" in inspect.signature(ddp).parameters
+        settings["forward_sync_buffers" if since_2_13 else "broadcast_buffers"] = False
+        return ddp(model, **settings)
 
     def sum(self, values: Tensor) -> Tensor:
         """In place, over all ranks."""
@@ -158,6 +154,9 @@ def _rank_main(
     first: int,
     environment: dict[str, str],
 ) -> None:
+    # Ctrl-C, and what torch has the kernel send when the launcher is gone. Also where the launcher was started deaf to
+    # it. It says what there is to say.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.environ |= environment | {"LOCAL_RANK": str(local_rank), "RANK": str(first + local_rank)}
     main(argv)
 

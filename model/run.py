@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from .checkpoint import BEST, LAST, CheckpointError, check_fit, load_checkpoint, save_checkpoint, set_aside
 from .inceptionv4 import InceptionV4
@@ -71,7 +72,7 @@ class Run:
         self.best_acc1 = max(self.best_acc1, acc1 or 0.0)
         if not self.ranks.first:
             return
-        state = {
+        state = {  # on the host: any device can go on from it
             "epoch": self.epoch,
             "arch": self.options.arch,
             "state_dict": self.optimizer.weights(),
@@ -82,7 +83,7 @@ class Run:
             "blocks": list(self.options.blocks),
             "classes": list(self.classes),
         }
-        save_checkpoint(state, self.options.output, is_best=is_best)
+        save_checkpoint(tree_map_only(Tensor, Tensor.cpu, state), self.options.output, is_best=is_best)
 
     def _resume(self, path: Path) -> None:
         state = load_checkpoint(path)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import frozen
 from tests.conftest import ROOT, Run
 
 SMALL = (
@@ -52,8 +53,7 @@ def test_two_ranks_train_as_one(folder: Path, tmp_path: Path) -> None:
     data = ("--data", folder / "val", *SMALL, "--image-size", 107, "--batch-size", 20, "--epochs", 2)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    one = start("tests/frozen.py", tmp_path / "one", *data)
-    finish(one)
+    frozen.main([str(word) for word in (tmp_path / "one", *data)])
     finish(start(*TORCHRUN, "tests/frozen.py", tmp_path / "two", *data))
     alone = torch.load(tmp_path / "one/0.pt")
     first, second = (torch.load(tmp_path / f"two/{rank}.pt") for rank in range(2))
@@ -105,7 +105,7 @@ def test_every_picture_is_scored_once_by_any_number_of_ranks(
 
 def ranks_of(launcher: int) -> dict[int, int]:
     """Rank -> process number, of those a launcher has started."""
-    found = {}
+    found: dict[int, int] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(status.read_text().rpartition(")")[2].split()[1])
