@@ -11,6 +11,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
+TORCH_NPU := 2.13.0
+TORCH_NPU_READY := $(VENV)/.torch_npu
+
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
@@ -45,7 +48,19 @@ $(READY): requirements.txt requirements-dev.txt Makefile
 demo: $(READY)
 	@$(PY) tools/demo.py $(DEMO)
 
-test: $(READY)
+# The real torch_npu, for tests/emulated_card.py. Not in the environment itself: every import of torch would import it.
+$(TORCH_NPU_READY): $(READY)
+	@rm -rf $(VENV)/torch_npu
+	@if [ "$(TORCH)" != "torch==$(TORCH_NPU)" ]; then \
+	  echo "note: torch_npu $(TORCH_NPU) does not pair with $(TORCH): what needs it is not tested"; \
+	elif $(PY) -m pip install --disable-pip-version-check --retries 1 --only-binary :all: --no-deps \
+	    --target $(VENV)/torch_npu torch-npu==$(TORCH_NPU) > $(VENV)/torch_npu.log 2>&1; then \
+	  touch $@; \
+	else \
+	  echo "note: torch_npu $(TORCH_NPU) cannot be had here ($(VENV)/torch_npu.log): what needs it is not tested"; \
+	fi
+
+test: $(READY) $(TORCH_NPU_READY)
 	@$(PY) -m pytest
 
 fuzz: $(READY)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 from torch.multiprocessing.spawn import spawn as spawn_all
 
@@ -62,8 +64,12 @@ class Ranks:
 
     def join(self, backend: str) -> None:
         """Meet the others; returns when all are there. ``backend``: hccl, nccl or gloo."""
-        if self.many:
-            dist.init_process_group(backend, rank=self.rank, world_size=self.world_size)
+        if not self.many:
+            return
+        store, _, _ = next(iter(rendezvous("env://", self.rank, self.world_size)))
+        # torchrun's store outlives a restart, and with it the addresses of the ranks that were: gloo would call them.
+        store = PrefixStore(f"restart {self.restarts}", store)
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size)
 
     def leave(self) -> None:
         """Part from the others."""

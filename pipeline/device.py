@@ -138,17 +138,21 @@ def _begin_npu() -> None:
 
 
 def _pin_npu(memory: Tensor) -> bool:
-    """Register the ring's shared pages with the runtime.
+    """Register the ring's shared pages with the runtime, and see that torch_npu takes them for pinned.
 
-    torch_npu's copies ask the runtime whether host memory is registered and do not wait if it is; ``is_pinned`` only
-    knows what torch_npu's own allocator has handed out.
+    It asks the runtime, which knows from driver 25.5 and CANN 8.5 on. Before, it would wait for each copy from them.
     """
     import torch_npu
 
     if not hasattr(torch_npu.npu, "npurt"):  # older than 2.12
         return False
     runtime: Any = torch_npu.npu.npurt()
-    return int(runtime.npuHostRegister(memory.data_ptr(), memory.numel(), _ACL_HOST_REG_PINNED)) == 0
+    if int(runtime.npuHostRegister(memory.data_ptr(), memory.numel(), _ACL_HOST_REG_PINNED)) != 0:
+        return False
+    if memory.is_pinned():
+        return True
+    _unpin_npu(memory)
+    return False
 
 
 def _unpin_npu(memory: Tensor) -> None:

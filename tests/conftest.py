@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -19,6 +22,7 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from pipeline.writer import WriterConfig, write_shards
+from tests.emulated_card import card as card
 from tests.photos import write_photos
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,3 +66,20 @@ def run() -> Run:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run_here() -> Run:
+    """The same in this process, which has torch loaded: three seconds less, for what needs no process of its own."""
+
+    def run_here(script: str, *args: object) -> subprocess.CompletedProcess[str]:
+        out, err, argv, code = io.StringIO(), io.StringIO(), [script, *map(str, args)], 0
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            patch.setattr(sys, "argv", argv)
+            try:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+        return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+    return run_here

@@ -121,7 +121,7 @@ def test_nothing_is_left_behind_when_it_is_stopped(
         assert os.listdir(mark.partition("=")[2]) == []
 
 
-def test_wrong_calls(folder: Path, run: Run, tmp_path: Path) -> None:
+def test_wrong_calls(folder: Path, run_here: Run, tmp_path: Path) -> None:
     for arguments in (
         ("--data", folder, "--loaders", "headrace-pillow,fastest"),
         ("--data", tmp_path / "none"),
@@ -129,7 +129,7 @@ def test_wrong_calls(folder: Path, run: Run, tmp_path: Path) -> None:
         ("--data", folder, "--seconds", 0),
         ("--data", folder, "--shards", tmp_path / "none", "--loaders", "headrace-pillow"),
     ):
-        done = run(TOOL, *arguments)
+        done = run_here(TOOL, *arguments)
         assert done.returncode == 2
         assert len(done.stderr.strip().splitlines()) == 1
         assert "Traceback" not in done.stderr

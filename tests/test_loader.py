@@ -93,10 +93,10 @@ def test_val_is_in_order_whole_and_the_same_every_time(shards: Path) -> None:
     assert numbers(first) == list(range(21))
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_every_sample_exactly_once_over_all_ranks(shards: Path, split: str) -> None:
+@pytest.mark.parametrize(("split", "world_sizes"), [("train", (1, 2, 4)), ("val", (1, 3))])
+def test_every_sample_exactly_once_over_all_ranks(shards: Path, split: str, world_sizes: tuple[int, ...]) -> None:
     batches: dict[int, list[set[int]]] = {}
-    for world_size in (1, 2, 3, 4):
+    for world_size in world_sizes:
         ranks = []
         for rank in range(world_size):
             options = {"split": split, "rank": rank, "world_size": world_size, "batch_size": 12 // world_size}
@@ -105,7 +105,7 @@ def test_every_sample_exactly_once_over_all_ranks(shards: Path, split: str) -> N
         assert len({len(r) for r in ranks}) == 1
         assert sorted(i for r in ranks for i in numbers(r)) == list(range(42 if split == "train" else 21))
         batches[world_size] = [{i for r in ranks for i in r[step][2]} for step in range(len(ranks[0]))]
-    assert batches[1] == batches[2] == batches[3] == batches[4]
+    assert all(sets == batches[1] for sets in batches.values())
 
 
 def test_crops_do_not_depend_on_rank_or_batch_size(shards: Path) -> None:

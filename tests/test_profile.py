@@ -30,9 +30,9 @@ def test_the_report_is_what_the_contract_says(
     assert all({"action", "command", "predicted_images_per_s"} <= set(remedy) for remedy in report["remedies"])
 
 
-def test_wrong_calls(shards: Path, run: Run, tmp_path: Path) -> None:
+def test_wrong_calls(shards: Path, run_here: Run, tmp_path: Path) -> None:
     for arguments in ((), ("--shards", tmp_path / "none"), ("--shards", shards, "--demand", 0)):
-        done = run("tools/profile_loader.py", *arguments)
+        done = run_here("tools/profile_loader.py", *arguments)
         assert done.returncode == 2
         assert len(done.stderr.strip().splitlines()) == 1
         assert "Traceback" not in done.stderr

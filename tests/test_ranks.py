@@ -87,12 +87,12 @@ def test_log_lines_are_those_of_the_original_for_several_cards(spawned: tuple[st
 
 
 def test_every_picture_is_scored_once_by_any_number_of_ranks(
-    spawned: tuple[str, Path], shards: Path, run: Run, tmp_path: Path
+    spawned: tuple[str, Path], shards: Path, run_here: Run, tmp_path: Path
 ) -> None:
     """What two ranks scored together, one scores alone, from the checkpoint."""
     _, output = spawned
     together = metrics(output, "val")[-1]
-    done = run(
+    done = run_here(
         "train.py", "--shards", shards, *SMALL, "--evaluate", "--resume", output / "checkpoint.pth.tar",
         "--output", tmp_path,
     )  # fmt: skip

@@ -32,10 +32,10 @@ def metrics(output: Path, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def two_epochs(shards: Path, run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def two_epochs(shards: Path, run_here: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Output and folder of a run of two epochs."""
     output = tmp_path_factory.mktemp("two")
-    done = run("train.py", "--shards", shards, *SMALL, "--epochs", 2, "--print-freq", 1, "--output", output)
+    done = run_here("train.py", "--shards", shards, *SMALL, "--epochs", 2, "--print-freq", 1, "--output", output)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout, output
 
@@ -78,12 +78,12 @@ def test_the_checkpoint_has_the_originals_keys(two_epochs: tuple[str, Path]) -> 
 
 
 def test_a_resumed_run_ends_where_the_whole_run_ends(
-    two_epochs: tuple[str, Path], shards: Path, run: Run, tmp_path: Path
+    two_epochs: tuple[str, Path], shards: Path, run_here: Run, tmp_path: Path
 ) -> None:
     """Weights, momentum and losses, bit for bit."""
     common = ("--shards", shards, *SMALL, "--print-freq", 1, "--output", tmp_path)
-    assert run("train.py", *common, "--epochs", 1).returncode == 0
-    done = run("train.py", *common, "--epochs", 2, "--resume", tmp_path / "checkpoint.pth.tar")
+    assert run_here("train.py", *common, "--epochs", 1).returncode == 0
+    done = run_here("train.py", *common, "--epochs", 2, "--resume", tmp_path / "checkpoint.pth.tar")
     assert done.returncode == 0
     assert "resumed from" in done.stdout
     got = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)
@@ -95,11 +95,11 @@ def test_a_resumed_run_ends_where_the_whole_run_ends(
     assert metrics(tmp_path, "epoch")[1]["loss"] == metrics(two_epochs[1], "epoch")[1]["loss"]
 
 
-def test_an_earlier_run_is_not_overwritten(shards: Path, run: Run, tmp_path: Path) -> None:
+def test_an_earlier_run_is_not_overwritten(shards: Path, run_here: Run, tmp_path: Path) -> None:
     common = ("--shards", shards, *SMALL, "--output", tmp_path, "--epochs", 1)
-    assert run("train.py", *common).returncode == 0
+    assert run_here("train.py", *common).returncode == 0
     first = (tmp_path / "checkpoint.pth.tar").read_bytes()
-    done = run("train.py", *common, "--seed", 1)
+    done = run_here("train.py", *common, "--seed", 1)
     assert f"an earlier run's files were moved to {tmp_path}/earlier-1" in done.stdout
     assert (tmp_path / "earlier-1/checkpoint.pth.tar").read_bytes() == first
     assert (tmp_path / "checkpoint.pth.tar").read_bytes() != first
@@ -107,12 +107,12 @@ def test_an_earlier_run_is_not_overwritten(shards: Path, run: Run, tmp_path: Pat
 
 
 def test_evaluate_scores_a_checkpoint_as_training_did(
-    two_epochs: tuple[str, Path], folder: Path, run: Run, tmp_path: Path
+    two_epochs: tuple[str, Path], folder: Path, run_here: Run, tmp_path: Path
 ) -> None:
     """From the plain folder, with another batch size: the same score."""
     checkpoint = two_epochs[1] / "checkpoint.pth.tar"
     small = ("--device", "cpu", "--blocks", "0,0,0", "--image-size", 75, "--batch-size", 5, "--workers", 2)
-    done = run("train.py", "--data", folder, *small, "--evaluate", "--resume", checkpoint, "--output", tmp_path)
+    done = run_here("train.py", "--data", folder, *small, "--evaluate", "--resume", checkpoint, "--output", tmp_path)
     assert done.returncode == 0
     (got,) = metrics(tmp_path, "val")
     want = metrics(two_epochs[1], "val")[-1]
@@ -136,7 +136,7 @@ def test_data_folder_options_and_spellings_of_the_original(folder: Path, run: Ru
     assert len(torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["state_dict"]["last_linear.bias"]) == 10
 
 
-def test_it_learns(run: Run, tmp_path: Path) -> None:
+def test_it_learns(run_here: Run, tmp_path: Path) -> None:
     """Loss falls on pictures that can be told apart: three shades of grain."""
     import numpy as np
     from PIL import Image
@@ -147,7 +147,7 @@ def test_it_learns(run: Run, tmp_path: Path) -> None:
             rng = np.random.default_rng(100 * label + number)
             pixels = rng.normal(128, 8 + 40 * label, (100, 100, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / f"data/train/{label}/{number}.jpg", quality=95)
-    done = run(
+    done = run_here(
         "train.py", "--data", tmp_path / "data", *SMALL, "--epochs", 4, "--clip-agc", 0.05, "--lr", 0.1,
         "--output", tmp_path / "out",
     )  # fmt: skip
@@ -214,13 +214,13 @@ def test_a_wrong_call_is_one_clear_line(
 
 
 def test_a_checkpoint_of_another_network_is_refused(
-    two_epochs: tuple[str, Path], shards: Path, run: Run, tmp_path: Path
+    two_epochs: tuple[str, Path], shards: Path, run_here: Run, tmp_path: Path
 ) -> None:
     checkpoint = two_epochs[1] / "checkpoint.pth.tar"
     other = ("--shards", shards, "--device", "cpu", "--image-size", 75, "--output", tmp_path, "--resume", checkpoint)
-    done = run("train.py", *other, "--blocks", "1,0,0")
+    done = run_here("train.py", *other, "--blocks", "1,0,0")
     assert done.returncode == 1
     assert "give --blocks 0,0,0" in done.stderr
-    done = run("train.py", *other, "--blocks", "0,0,0", "--num-classes", 5)
+    done = run_here("train.py", *other, "--blocks", "0,0,0", "--num-classes", 5)
     assert done.returncode == 1
     assert "has 3 classes, the model 5" in done.stderr
