@@ -1,0 +1,1 @@
+"""The command-line tools: each is run as a file."""

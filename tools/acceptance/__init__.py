@@ -1,0 +1,1 @@
+"""What tools/ascend_acceptance.py is made of."""
