@@ -61,7 +61,7 @@ $(TORCH_NPU_READY): $(READY)
 	fi
 
 test: $(READY) $(TORCH_NPU_READY)
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadfile
 
 fuzz: $(READY)
 	@HEADRACE_FUZZ=10000 $(PY) -m pytest tests/test_crop_jpeg.py -k mutation
