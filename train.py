@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -114,12 +115,22 @@ def train_epoch(run: Run, feed: Feed, epoch: int) -> None:
         loss, logits_NK = train_step(run, batch)
         if line := log.step(batch.labels, loss, logits_NK, wait_s=batch.wait_s, global_size=batch.global_size):
             run.metrics(kind="train", epoch=epoch, **line)
+            check_loss(run, epoch, line)
     fps = log.images_per_s()
     size = feed.loader.config.batch_size
     run.say(f"{run.prefix}[batch_size: {size} ] * FPS@all {fps:.3f}" if run.prefix else
             f"batch_size: {size} * FPS@all {fps:.3f}")  # fmt: skip
     scaling = {} if run.optimizer.scale == 1 else {"loss_scale": run.optimizer.scale, "skipped": run.optimizer.skipped}
     run.metrics(kind="epoch", epoch=epoch, lr=run.optimizer.lr, **log.averages(), fps_all=fps, **scaling)
+
+
+def check_loss(run: Run, epoch: int, line: dict[str, float]) -> None:
+    """Raises DataError where training cannot recover: without a dynamic scale, what is not finite stays so for good."""
+    if not math.isfinite(line["step_loss"]) and not run.optimizer.skips:
+        raise DataError(
+            f"the loss is {line['step_loss']} at step {line['step']:.0f} of epoch {epoch}: training has diverged. A "
+            "lower --lr, --clip-agc 0.05 or, with --amp, --loss-scale dynamic may help; the last checkpoint is kept"
+        )
 
 
 def train_step(run: Run, batch: DeviceBatch) -> tuple[Tensor, Tensor]:

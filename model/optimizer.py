@@ -76,6 +76,11 @@ class Optimizer:
             group["lr"] = value
 
     @property
+    def skips(self) -> bool:
+        """Whether a step that overflows is skipped: under a dynamic loss scale."""
+        return self._scale.dynamic
+
+    @property
     def scale(self) -> float:
         """The loss scale. Waits for the device."""
         return self._scale.value

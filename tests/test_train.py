@@ -156,6 +156,21 @@ def test_it_learns(run_here: Run, tmp_path: Path) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_a_loss_that_is_no_number_ends_the_run(
+    two_epochs: tuple[str, Path], shards: Path, run_here: Run, tmp_path: Path
+) -> None:
+    """At the next log line, and with the checkpoint that was there."""
+    checkpoint = two_epochs[1] / "checkpoint.pth.tar"
+    shutil.copy(checkpoint, tmp_path)
+    done = run_here(
+        "train.py", "--shards", shards, *SMALL, "--lr", 1e12, "--epochs", 4, "--print-freq", 1,
+        "--resume", tmp_path / "checkpoint.pth.tar", "--output", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert re.fullmatch(r"train.py: error: the loss is (nan|inf) at step \d of epoch 2: training has .*\n", done.stderr)
+    assert (tmp_path / "checkpoint.pth.tar").read_bytes() == checkpoint.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
