@@ -38,7 +38,7 @@ from pipeline import ConfigError, DataError, PipelineConfig, build_loader
 from pipeline.console import run_tool
 from pipeline.device import Device, find_device
 from pipeline.host import available_cores
-from pipeline.sim import consume
+from pipeline.sim import Cards
 from pipeline.source import holds_shards, splits_of
 from pipeline.transfer import DeviceBatch, Feed
 
@@ -185,9 +185,13 @@ def rehearse(options: TrainOptions, images_per_s: float) -> None:
             f"{options.image_size} px, decoding with {loader.backend} on {_cores(loader.workers)}; nothing is trained",
             flush=True,
         )
-        for _ in range(options.start_epoch, options.epochs):
-            done = consume(loader, images_per_s)
-            print(f"the cards waited for the host {100 * done.stall:.1f} % of the time")
+        cards = Cards(loader, images_per_s)
+        for epoch in range(options.start_epoch, options.epochs):
+            done = cards.train()
+            if not done.images:
+                print(f"epoch {epoch}: the ring of {loader.config.slots} batches held it all, so it says nothing yet")
+                continue
+            print(f"epoch {epoch}: the cards waited for the host {100 * done.stall:.1f} % of the time")
             print(f"batch_size: {options.batch_size} * FPS@all {done.images_per_s:.3f}", flush=True)
 
 

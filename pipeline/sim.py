@@ -15,7 +15,7 @@ from .loader import Loader
 class Consumption:
     """An epoch as the simulated cards saw it."""
 
-    images: int
+    images: int  # 0 where the ring held the whole epoch: then nothing was measured
     seconds: float
     wait_s: float  # of it, the cards waited for the host
 
@@ -30,17 +30,32 @@ class Consumption:
         return self.wait_s / self.seconds
 
 
-def consume(loader: Loader, images_per_s: float) -> Consumption:
-    """Take one epoch at the rate of the cards, or as fast as the host delivers. The first batch starts the clock."""
-    images = 0
-    wait_s = 0.0
-    start = due = 0.0  # due: when the cards have worked off what they were given
-    for number, batch in enumerate(loader):
-        now = time.perf_counter()
-        if number == 0:
-            start = due = now
-        wait_s += max(0.0, now - due)
-        due = max(now, due) + len(batch.images) / images_per_s
-        images += len(batch.images)
-        time.sleep(max(0.0, due - time.perf_counter()))
-    return Consumption(images=images, seconds=max(due - start, 1e-9), wait_s=wait_s)
+class Cards:
+    """Cards that take ``images_per_s`` together, or as much as the host delivers.
+
+    Their clock goes on from one epoch to the next. The first batches, as many as the ring has slots, were decoded
+    while nobody waited, and are not counted.
+    """
+
+    def __init__(self, loader: Loader, images_per_s: float):
+        self._loader = loader
+        self._images_per_s = images_per_s
+        self._uncounted = loader.config.slots
+        self._due = 0.0  # when they have worked off what they were given
+
+    def train(self) -> Consumption:
+        """Take one epoch."""
+        images, wait_s = 0, 0.0
+        start = self._due
+        for batch in self._loader:
+            now = time.perf_counter()
+            waited = max(0.0, now - self._due)
+            self._due = max(now, self._due) + len(batch.images) / self._images_per_s
+            if self._uncounted:
+                self._uncounted -= 1
+                start = self._due
+            else:
+                wait_s += waited
+                images += len(batch.images)
+            time.sleep(max(0.0, self._due - time.perf_counter()))
+        return Consumption(images=images, seconds=self._due - start, wait_s=wait_s)
