@@ -17,12 +17,13 @@ TORCH_NPU_READY := $(VENV)/.torch_npu
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
-.PHONY: demo test fuzz bench lint format clean help
+.PHONY: demo test soak fuzz bench lint format clean help
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    make pictures, shard them, train, evaluate: about 5 minutes on two cores"
 	@echo "make test    the tests;  make lint: style and types;  make format: apply the style"
+	@echo "make soak    the tests that take longest: ranks that are killed, restarts, the acceptance run"
 	@echo "make fuzz    10,000 damaged crop-addressed pictures, instead of the 1,500 of make test"
 	@echo "make bench DATA=FOLDER   our loader beside its peers on an ImageNet folder of a few hundred pictures (gigabytes to install)"
 	@echo "make clean   remove $(VENV), $(PEERS) and $(DEMO)"
@@ -62,6 +63,9 @@ $(TORCH_NPU_READY): $(READY)
 
 test: $(READY) $(TORCH_NPU_READY)
 	@$(PY) -m pytest -n 2 --dist loadfile
+
+soak: $(READY) $(TORCH_NPU_READY)
+	@$(PY) -m pytest -m soak
 
 fuzz: $(READY)
 	@HEADRACE_FUZZ=10000 $(PY) -m pytest tests/test_crop_jpeg.py -k mutation

@@ -79,7 +79,7 @@ class Ranks:
     def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model whose gradients are averaged over the ranks while they are computed; alone, the model itself.
 
-        Every rank begins with rank 0's weights. Batch statistics stay each rank's own, as in the original.
+        Batch statistics stay each rank's own, as in the original.
         """
         if not self.many:
             return model
@@ -90,6 +90,11 @@ class Ranks:
         since_2_13 = "forward_sync_buffers" in inspect.signature(ddp).parameters
         settings["forward_sync_buffers" if since_2_13 else "broadcast_buffers"] = False
         return ddp(model, **settings)
+
+    def share(self, values: Tensor) -> None:
+        """Rank 0's, in place, on all ranks."""
+        if self.many:
+            dist.broadcast(values, src=0)
 
     def sum(self, values: Tensor) -> Tensor:
         """In place, over all ranks."""

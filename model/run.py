@@ -42,7 +42,7 @@ class Run:
         self.parallel: nn.Module = self.model  # what is trained: with several ranks it averages the gradients
 
     def begin(self) -> None:
-        """Go on where a checkpoint ends, or move an earlier run's files out of the way; meet the other ranks' model.
+        """Go on where a checkpoint ends, or move an earlier run's files out of the way; all ranks with one model.
 
         Raises CheckpointError, before anything is changed, for a checkpoint that does not fit.
         """
@@ -53,6 +53,11 @@ class Run:
             self._resume(self.options.resume)
         elif not self.options.evaluate and self.ranks.first and (earlier := set_aside(self.options.output, METRICS)):
             self.say(f"note: an earlier run's files were moved to {earlier}")
+        if self.ranks.many:  # DDP shares the weights, but not the masters that they are rounded from
+            weights = self.optimizer.weights()
+            for value in weights.values():
+                self.ranks.share(value)
+            self.optimizer.load_weights(weights)
         self.parallel = self.ranks.parallel(self.model, next(self.model.parameters()).device)
 
     def say(self, line: str) -> None:

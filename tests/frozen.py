@@ -8,6 +8,7 @@ gradients, reductions, steps.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +36,9 @@ def main(argv: Sequence[str]) -> int:
         ranks.join(device.collectives)
         stack.callback(ranks.leave)
         feed = train.open_feed(options, "train", ranks, device, precision.input_dtype, stack)
-        run = train.build_run(options, ranks, device, precision, feed.loader.classes)
-        run.parallel = ranks.parallel(run.model, device.torch_device)
+        other = dataclasses.replace(options, seed=options.seed + ranks.rank, output=Path(folder))
+        run = train.build_run(other, ranks, device, precision, feed.loader.classes)
+        run.begin()  # from here on all have rank 0's weights
         run.parallel.eval()
         for _ in range(options.epochs):
             for batch in feed:

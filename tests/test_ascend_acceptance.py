@@ -84,6 +84,7 @@ def test_a_wrong_call_is_one_line(run_here: Run, strict: None, wrong: list[objec
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.soak
 def test_the_emulated_card_passes_everything(shards: Path, card: EmulatedCard) -> None:
     """With copies that take their time. Several cards: tests/test_npu.py."""
     done = subprocess.run(

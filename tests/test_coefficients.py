@@ -354,6 +354,7 @@ def test_damage_is_refused_or_read_as_libjpeg_reads_it_without_a_warning(tool: T
         assert_equal(got, other[0])
 
 
+@pytest.mark.soak
 def test_no_index_is_ever_outside_its_array(tool: Tool, tmp_path: Path) -> None:
     """The same damage with numba's bounds checks, which make an IndexError of what would be another's memory."""
     rng = np.random.default_rng(0)

@@ -132,6 +132,7 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
 
 
+@pytest.mark.soak
 def test_one_rank_that_is_killed_ends_all(shards: Path, tmp_path: Path) -> None:
     """In seconds, with a line that says so; and no decode process is left."""
     process = start("train.py", "--shards", shards, *SMALL, "--epochs", 99, "--output", tmp_path, *SPAWN)
@@ -161,6 +162,7 @@ def test_what_is_wrong_for_all_is_said_once(shards: Path, tmp_path: Path) -> Non
     assert len(out.splitlines()) == 1
 
 
+@pytest.mark.soak
 def test_torchrun_starts_anew_from_the_last_checkpoint(spawned: tuple[str, Path], shards: Path, tmp_path: Path) -> None:
     """A rank is killed in the second epoch; the run ends with the very model of the run that was left alone."""
     process = start(

@@ -197,6 +197,7 @@ def many(tmp_path: Path) -> Path:
     return write_photos(tmp_path / "many", classes=2, train=120, val=2)
 
 
+@pytest.mark.soak
 def test_killed_while_sharding_leaves_nothing_half_and_resumes_to_the_same_bytes(many: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     write_shards(WriterConfig(source=many, destination=whole, shard_mb=0.2, workers=2))
