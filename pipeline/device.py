@@ -58,9 +58,9 @@ class Device:
 
     def use(self) -> None:
         """Make it the current device of this process, with the settings that suit it."""
-        self.begin()
         if self._api is not None:
-            self._api.set_device(self.torch_device)
+            self._api.set_device(self.torch_device)  # first: settings may open the card that is current
+        self.begin()
 
     def synchronize(self) -> None:
         """Wait for all queued work."""
