@@ -243,7 +243,7 @@ def open_feed(
     config = configure(options, split, ranks)
     start = time.perf_counter()
     loader = stack.enter_context(build_loader(config))
-    if split == "train" and ranks.first and not (options.shards or holds_shards(config.root)):
+    if split == "train" and ranks.first and not holds_shards(config):
         print(
             f"note: reading {loader.samples:,} single files, listed in {time.perf_counter() - start:.1f} s; shards "
             "open at once, read in large requests and are checked by hash: "

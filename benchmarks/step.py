@@ -112,10 +112,10 @@ def main() -> None:
             rates[name].append(images_per_s(step, device, args.batch_size, args.seconds))
     print(f"{device.name()}, torch {torch.__version__}, {args.batch_size} pictures of {args.image_size} px, "
           f"blocks {args.blocks}, {TURNS} turns of {args.seconds} s")  # fmt: skip
-    best = statistics.median(rates[next(reversed(rates))])
+    reference = statistics.median(rates[next(reversed(rates))])
     for name, turns in rates.items():
         middle = statistics.median(turns)
-        print(f"{name:16} {middle:8.1f} images/s  ({min(turns):.1f} to {max(turns):.1f})  x {middle / best:.2f}")
+        print(f"{name:16} {middle:8.1f} images/s  ({min(turns):.1f} to {max(turns):.1f})  x {middle / reference:.2f}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from .inceptionv4 import MIN_IMAGE_SIZE
 from .precision import LEVELS
+from .ranks import Ranks
 from .schedule import SCHEDULES
 
 EXAMPLE = """examples:
@@ -41,22 +41,16 @@ def _list_of(kind: type[int] | type[float], count: int, example: str) -> Callabl
     return parse
 
 
-def _workers(text: str) -> int | Literal["auto"]:
-    if text == "auto":
-        return "auto"
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"want auto or a number, got {text!r}") from None
+def _number_or(word: str, kind: type[int] | type[float]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        if text == word:
+            return text
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"want {word} or a number, got {text!r}") from None
 
-
-def _loss_scale(text: str) -> float | Literal["dynamic"]:
-    if text == "dynamic":
-        return "dynamic"
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"want dynamic or a number, got {text!r}") from None
+    return parse
 
 
 def _cards(text: str) -> tuple[int, ...]:
@@ -64,10 +58,6 @@ def _cards(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"want numbers such as 0,1,2,3, got {text!r}") from None
-
-
-def _several() -> bool:
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and "LOCAL_RANK" in os.environ
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +72,7 @@ class TrainOptions:
     gpu: int | None = flag(None, "the same as --device cuda:N", type=int)
     backend: str = flag("auto", "what decodes: auto, pillow, dali")
     workers: int | Literal["auto"] = flag(
-        "auto", "cores that decode, of the node: auto or a number", "-j", type=_workers
+        "auto", "cores that decode, of the node: auto or a number", "-j", type=_number_or("auto", int)
     )
     epochs: int = flag(90, "epochs in all", type=int)
     start_epoch: int = flag(0, "first epoch (a checkpoint brings its own)", type=int)
@@ -110,7 +100,9 @@ class TrainOptions:
         None, "what is low precision (default: float16; on a CPU bfloat16)", choices=("float16", "bfloat16")
     )
     loss_scale: float | Literal["dynamic"] | None = flag(
-        None, "dynamic, or a fixed factor (default: dynamic at O1 and O2 in float16, else 1)", type=_loss_scale
+        None,
+        "dynamic, or a fixed factor (default: dynamic at O1 and O2 in float16, else 1)",
+        type=_number_or("dynamic", float),
     )
     multiprocessing_distributed: bool = flag(False, "train on all cards of --device-list, a process each")
     device_list: tuple[int, ...] | None = flag(None, "cards such as 0,1,2,3 (default: all there are)", type=_cards)
@@ -138,7 +130,7 @@ class TrainOptions:
     print_freq: int = flag(10, "steps between two log lines", "-p", type=int)
 
     def __post_init__(self) -> None:
-        several = self.multiprocessing_distributed or _several()
+        several = self.multiprocessing_distributed or Ranks.from_environment().many
         # Defaults that hang on something else: the original has one script for one card and another for eight.
         self._default("batch_size", 512 if several else 128)
         self._default("lr", 0.1 if several else 0.045)

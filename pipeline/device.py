@@ -29,7 +29,7 @@ class Device:
     memory_format: torch.memory_format  # the layout in which its convolutions are fastest
     low_precision: torch.dtype  # what --amp computes in
     collectives: str  # the backend of torch.distributed
-    load: Callable[[], str | None]  # makes torch know the device; says in one line why it cannot
+    load: Callable[[], str | None] = lambda: None  # makes torch know the device; says in one line why it cannot
     begin: Callable[[], None] = lambda: None  # settings, once the device is chosen
     pin: Callable[[Tensor], bool] | None = None  # page-lock shared host memory, so that copies are asynchronous
     unpin: Callable[[Tensor], None] = lambda _: None
@@ -208,10 +208,6 @@ def _unpin_cuda(memory: Tensor) -> None:
     runtime.cudaHostUnregister(memory.data_ptr())
 
 
-def _always() -> str | None:
-    return None
-
-
 def _cpu_bf16_advice() -> str | None:
     if has_bf16_instructions():
         return None
@@ -252,7 +248,6 @@ DEVICES = {
         memory_format=torch.channels_last,
         low_precision=torch.bfloat16,
         collectives="gloo",
-        load=_always,
         bf16_advice=_cpu_bf16_advice,
     ),
     "sim": Device(
@@ -261,7 +256,6 @@ DEVICES = {
         memory_format=torch.channels_last,
         low_precision=torch.float16,
         collectives="gloo",
-        load=_always,
     ),
 }
 

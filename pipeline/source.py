@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 from .config import PipelineConfig
@@ -33,21 +32,21 @@ class Source(Protocol):
 
 def open_source(config: PipelineConfig) -> Source:
     """Open what the config names. Raises ConfigError or DataError."""
-    if config.shards is not None or holds_shards(config.root):
+    if holds_shards(config):
         return open_shards(config.root, config.split)
     paths = folder_splits(config.root)
     chosen = folder_splits(config.root, (config.split,))
     return open_folder(chosen[config.split], folder_classes(paths))
 
 
-def holds_shards(root: Path) -> bool:
-    """Whether a folder is one of shards; else it is taken for an ImageNet folder."""
-    return (root / MANIFEST).exists()
+def holds_shards(config: PipelineConfig) -> bool:
+    """Whether the config names a folder of shards, be it as ``data``; else it is taken for an ImageNet folder."""
+    return config.shards is not None or (config.root / MANIFEST).exists()
 
 
 def splits_of(config: PipelineConfig) -> tuple[str, ...]:
     """The splits that the data has. Raises ConfigError or DataError."""
-    if config.shards is not None or holds_shards(config.root):
+    if holds_shards(config):
         return tuple(read_manifest(config.root).splits)
     return tuple(folder_splits(config.root))
 

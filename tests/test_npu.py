@@ -17,7 +17,7 @@ import torch
 
 import train
 from tests import frozen
-from tests.conftest import ROOT
+from tests.conftest import ROOT, metrics
 from tests.emulated_card import EmulatedCard
 
 # 21 pictures: steps of 8, 8 and 5.
@@ -41,8 +41,7 @@ def on_npu(environment: dict[str, str], *command: object) -> dict[str, Any]:
 
 
 def losses(output: Path) -> list[float]:
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [line["step_loss"] for line in lines if line["kind"] == "train"]
+    return [line["step_loss"] for line in metrics(output, "train")]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -10,13 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests import frozen
-from tests.conftest import ROOT, Run
+from tests.conftest import ROOT, Run, metrics
 
 SMALL = (
     "--device", "cpu", "--blocks", "0,0,0", "--image-size", "75", "--batch-size", "16", "--workers", "2",
@@ -41,11 +39,6 @@ def finish(process: subprocess.Popen[str]) -> str:
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 0, out
     return out
-
-
-def metrics(output: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
 
 
 def test_two_ranks_train_as_one(folder: Path, tmp_path: Path) -> None:

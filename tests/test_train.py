@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from model.inceptionv4 import InceptionV4
 from pipeline.console import run_tool
-from tests.conftest import Run
+from tests.conftest import Run, metrics
 from train import entry
 
 # The smallest InceptionV4 there is: stem and reductions only, at the smallest picture.
@@ -24,11 +22,6 @@ TRAIN_LINE = re.compile(
     r"\tLoss \d\.\d{4}e[+-]\d\d \(\d\.\d{4}e[+-]\d\d\)"
     r"\tAcc@1 +\d+\.\d\d \( *\d+\.\d\d\)\tAcc@5 +\d+\.\d\d \( *\d+\.\d\d\)"
 )
-
-
-def metrics(output: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@
  */
 #define _GNU_SOURCE
 #include "emulated_npu.h"
+#include "halves.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -177,27 +178,6 @@ int HcclGetConfig(int key, int *value) {
 uint32_t HcclGetCommConfigCapability(void) { return 0; }
 
 /* ---- reducing ---------------------------------------------------------------------------------------------- */
-
-static float from_bf16(uint16_t bits) {
-  uint32_t wide = (uint32_t)bits << 16;
-  float value;
-  memcpy(&value, &wide, sizeof value);
-  return value;
-}
-
-static uint16_t to_bf16(float value) {
-  uint32_t bits;
-  if (isnan(value)) return 0x7fc0;
-  memcpy(&bits, &value, sizeof bits);
-  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16); /* to nearest, ties to even */
-}
-
-static _Float16 to_fp16(float value) {
-  _Float16 half = (_Float16)value;
-  if (!emulated_saturates() || isfinite((float)half)) return half;
-  emulated_raise_overflow();
-  return (_Float16)(isnan(value) ? 0.0F : copysignf(65504.0F, value));
-}
 
 /* One reduction of two numbers, of whatever type. */
 #define REDUCED(a, b, how)                      \
