@@ -8,6 +8,7 @@ own reader. The manifest is written last: a folder without one is not finished.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -150,6 +151,7 @@ class Shards:
     first: I64  # [shards] number of each shard's first sample
     index: Path
     records: npt.NDArray[np.void]  # [n] of RECORD
+    fingerprint: str  # of the hashes of all shards
     _files: dict[int, int] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     _samples: int = 0
 
@@ -293,6 +295,7 @@ def open_shards(root: Path, split: str) -> Shards:
         first=np.cumsum(counts) - counts,
         index=manifest.index_path(split),
         records=records,
+        fingerprint=hashlib.sha256("".join(info.sha256 for info in infos).encode()).hexdigest()[:16],
     )
 
 
