@@ -50,8 +50,8 @@ class Folder:
     @property
     def fingerprint(self) -> str:
         """Of the pictures' names and classes; what is in them is not looked at."""
-        digest = hashlib.sha256(self.names)
-        digest.update(self.labels)
+        digest = hashlib.sha256(self.names.data)
+        digest.update(self.labels.data)
         return digest.hexdigest()[:16]
 
     def name(self, index: int) -> str:

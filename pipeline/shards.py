@@ -151,7 +151,7 @@ class Shards:
     first: I64  # [shards] number of each shard's first sample
     index: Path
     records: npt.NDArray[np.void]  # [n] of RECORD
-    fingerprint: str  # of the hashes of all shards
+    fingerprint: str  # of all shards' hashes
     _files: dict[int, int] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     _samples: int = 0
 

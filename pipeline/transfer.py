@@ -25,7 +25,6 @@ class DeviceBatch:
     images: Tensor  # [N, 3, S, S], normalised to [-1, 1], in the device's memory format
     labels: Tensor  # int64 [N]
     global_size: int  # samples that all ranks together have in this step
-    epoch: int
     end: int  # samples of the epoch that all ranks together have behind them with this step
     wait_s: float  # how long the trainer waited for the host
 
@@ -47,7 +46,6 @@ class Feed:
         self.loader = loader
         self.device = device
         self.dtype = dtype
-        self._behind: dict[str, int] = {}  # epoch and position behind the batch that was handed out last
         self._ring = torch.from_numpy(loader.ring.memory)
         self._pinned = pin_ring(device, self._ring)
         self._stream = device.new_stream() if device.asynchronous else None
@@ -55,21 +53,12 @@ class Feed:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def state_dict(self) -> dict[str, int | str]:
-        """The loader's, but behind the last batch that was handed out here: others are on their way to the device.
-
-        At the end of an epoch the position is its number of samples: the next one has not begun.
-        """
-        return self.loader.state_dict() | self._behind
-
     def __iter__(self) -> Iterator[DeviceBatch]:
-        for batch in self._overlapped() if self._stream else self._one_by_one():
-            self._behind = {"epoch": batch.epoch, "position": batch.end}
-            yield batch
-
-    def _one_by_one(self) -> Iterator[DeviceBatch]:
-        for batch in self.loader:
-            yield self._normalised(_on_device(batch, batch.images, batch.labels.clone()))
+        if self._stream is None:
+            for batch in self.loader:
+                yield self._normalised(_on_device(batch, batch.images, batch.labels.clone()))
+        else:
+            yield from self._overlapped()
 
     def _overlapped(self) -> Iterator[DeviceBatch]:
         """Stay one batch ahead: the next copy is queued before the step that uses this one. The host does not wait."""
@@ -138,11 +127,4 @@ class Feed:
 
 
 def _on_device(batch: Batch, images: Tensor, labels: Tensor) -> DeviceBatch:
-    return DeviceBatch(
-        images=images,
-        labels=labels,
-        global_size=batch.global_size,
-        epoch=batch.epoch,
-        end=batch.end,
-        wait_s=batch.wait_s,
-    )
+    return DeviceBatch(images=images, labels=labels, global_size=batch.global_size, end=batch.end, wait_s=batch.wait_s)
