@@ -337,8 +337,6 @@ def build_run(
         overflow=device.overflow_flag(),
         any_rank=ranks.max,
     )
-    if ranks.many:
-        torch.manual_seed(options.seed + ranks.rank)  # what is dropped out is each rank's own
     prefix = f"[{device.kind} id: {device.index} ] " if ranks.launched else ""
     run = Run(options, ranks, precision, model, optimizer, classes, prefix)
     if loaded:

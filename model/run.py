@@ -64,6 +64,8 @@ class Run:
             resume = Path(found) if found else None
         if resume:
             self._resume(Path(resume))
+        elif self.options.evaluate and not self.options.pretrained:
+            raise CheckpointError(f"--evaluate --resume auto: there is no checkpoint in {output}")
         elif not self.options.evaluate and self.ranks.first and (earlier := set_aside(output, METRICS)):
             self.say(f"note: an earlier run's files were moved to {earlier}")
         if self.ranks.many:  # DDP shares the weights, but not the masters that they are rounded from
