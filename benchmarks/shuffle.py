@@ -23,6 +23,7 @@ SAMPLES, SHARDS, SHARD_MB, BATCH = 1_281_167, 1_150, 128, 1_024
 
 
 def main() -> None:
+    """Print one line a window."""
     sizes = [len(part) for part in np.array_split(np.arange(SAMPLES), SHARDS)]
     first = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
     print("window   shards a batch   meet again    at once   an epoch's order")

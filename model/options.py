@@ -153,7 +153,7 @@ class TrainOptions:
     shuffle: str = flag(
         "auto", "global; block: whole shards in random order, of which a few are mixed; auto: global", choices=SHUFFLES
     )
-    shuffle_window: int = flag(16, "block: how many shards are mixed", type=int)
+    shuffle_window: int = flag(32, "block: how many shards are mixed", type=int)
     seed: int = flag(0, "of the order, the crops and the weights", type=int)
     print_freq: int = flag(10, "steps between two log lines", "-p", type=int)
 

@@ -29,7 +29,7 @@ class PipelineConfig:
     resize_size: int | None = None  # evaluation: short side before the central crop; None: image_size * 342 / 299
     seed: int = 0
     shuffle: str = "auto"  # training: global, block (samples of a few shards at a time), auto: what suits the source
-    shuffle_window: int = 16  # block: how many shards are mixed
+    shuffle_window: int = 32  # block: how many shards are mixed
     rank: int = 0
     world_size: int = 1
     backend: str = "auto"  # auto, pillow or dali

@@ -211,7 +211,7 @@ def test_fault_31_shards_that_have_changed_since_are_refused_unless_told(
     for where, flags, said in (
         (tmp_path / "dst", (), "the pictures are others: their fingerprint was"),
         (shards, ("--seed", 3), "the seed 0 then and 3 now"),
-        (shards, ("--shuffle", "block"), "the shuffle 'global' then and 'block of 16' now"),
+        (shards, ("--shuffle", "block"), "the shuffle 'global' then and 'block of 32' now"),
     ):
         assert start("--shards", where, *SMALL, *flags, "--output", tmp_path / "out", "--resume", middle) == 2
         err = capfd.readouterr().err

@@ -174,7 +174,7 @@ def test_a_state_of_other_data_is_refused(shards: Path) -> None:
             ("seed", 1),
             ("number of pictures", "samples", 41),
             ("split", "val"),
-            ("shuffle", "block of 16"),
+            ("shuffle", "block of 32"),
             ("pictures are others", "data", "0123456789abcdef"),
             ("position", 42),
             ("epoch", -1),
