@@ -28,6 +28,7 @@ from .worker import MESSAGE_BYTES, TASK, Job
 
 _LOOK_AFTER_S = 0.5  # how often the loader looks whether its workers are alive
 _CLOSE_WITHIN_S = 5.0
+_START_WITHIN_S = 120.0  # a worker has begun its second picture: it loads, and may compile, until then
 _STACK_WITHIN_S = 0.5  # a worker that hangs has shown its stack
 _NAME_WITHIN_S = 1.0  # a sample's name has been read
 _RESTARTS = 3  # so often without a batch in between: then it is no accident
@@ -113,17 +114,21 @@ class WorkerPool:
                 continue
             self._results.settimeout(_LOOK_AFTER_S if wait else 0.0)
             try:
-                if answer := self._results.recv(MESSAGE_BYTES):
-                    self._answers.append(answer)
-                else:
+                if not self._take_answer():
                     time.sleep(0.01)  # every worker is gone; their exit codes follow in an instant
             except (TimeoutError, BlockingIOError):
                 if not wait:
                     return b""
                 self._watch()
-        answer = self._answers.popleft()
-        del self._unanswered[answer[: TASK.size]]
-        return answer
+        return self._answers.popleft()
+
+    def _take_answer(self) -> bool:
+        """Receive one. Says whether there was one; where there is none yet, raises what the socket raises."""
+        answer = self._results.recv(MESSAGE_BYTES)
+        if answer:
+            del self._unanswered[answer[: TASK.size]]
+            self._answers.append(answer)
+        return bool(answer)
 
     def _look_after(self) -> None:
         """Notice the dead. Only a signal is worth another try: what exits by itself has said why, and would again."""
@@ -153,10 +158,12 @@ class WorkerPool:
             due = beat == before and (queued > 0 or not beat.resting)
             self._still_s[number] = self._still_s[number] + _LOOK_AFTER_S if due else 0.0
         self._beats = beats
-        still_s = max(self._still_s)
-        if still_s < self._watchdog_s:
-            return
-        number = self._still_s.index(still_s)
+        for number, still_s in enumerate(self._still_s):
+            if still_s >= (self._watchdog_s if beats[number].begun > 1 else max(self._watchdog_s, _START_WITHIN_S)):
+                self._end_hung(number, still_s)
+                return
+
+    def _end_hung(self, number: int, still_s: float) -> None:
         process = self._processes[number]
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGUSR1)
@@ -209,8 +216,8 @@ class WorkerPool:
         """Take in what was answered before the workers ended: whole messages, and whole rows behind them."""
         self._results.settimeout(0.0)
         with contextlib.suppress(ConnectionError, BlockingIOError):
-            while answer := self._results.recv(MESSAGE_BYTES):
-                self._answers.append(answer)
+            while self._take_answer():
+                pass
 
     def _kill(self) -> bool:
         """End all workers, whatever they do. Says whether they are gone: the system may hold one in a dead disk."""
