@@ -15,13 +15,14 @@ import signal
 import socket
 import struct
 import traceback
+from collections.abc import Callable
 
 from .augment import Crops, center_crops, random_resized_crops
 from .backends import BACKENDS, Backend
 from .config import PipelineConfig
 from .errors import DataError, PictureError
 from .heartbeat import Heartbeat
-from .pictures import I64, Begin, Pictures, unwatched
+from .pictures import I64, Pictures, unwatched
 from .ring import Ring, Slot, receive
 from .source import Source
 
@@ -58,11 +59,11 @@ def make_crops(config: PipelineConfig, epoch: int, indices: I64, widths: I64, he
 
 
 def fill(
-    job: Job, backend: Backend, slot: Slot, epoch: int, first: int, end: int, begin: Begin = unwatched
+    job: Job, backend: Backend, slot: Slot, epoch: int, first: int, end: int, note: Callable[[int], None] = unwatched
 ) -> Pictures:
     """Rows ``first`` to ``end`` of a slot: from the numbers in ``slot.wanted`` to pixels, labels and ``slot.indices``.
 
-    Hands back the pictures, which know how they were read. ``begin`` is told each sample's number before it is read.
+    Hands back the pictures, which know how they were read. ``note`` is told each sample's number before it is read.
 
     Raises DataError, naming the sample, for what cannot be read or decoded and is not to be replaced.
     """
@@ -70,7 +71,7 @@ def fill(
     indices, replaced = wanted.copy(), dict[int, str]()
     while True:
         try:
-            pictures = job.source.open(indices, lambda row: begin(int(indices[row])))
+            pictures = job.source.open(indices, lambda row: note(int(indices[row])))
             crops = make_crops(job.config, epoch, indices, pictures.widths, pictures.heights)
             backend.fill(pictures, crops, slot.images[first:end])
             break
