@@ -277,6 +277,7 @@ def configure(options: TrainOptions, split: str, ranks: Ranks) -> PipelineConfig
         rank=ranks.rank,
         world_size=ranks.world_size,
         backend=options.backend,
+        on_error=options.on_error,
         workers="auto" if options.workers == "auto" else -(-options.workers // here),
     )
 

@@ -85,6 +85,11 @@ class TrainOptions:
     npu: int | None = flag(None, "the same as --device npu:N", type=int)
     gpu: int | None = flag(None, "the same as --device cuda:N", type=int)
     backend: str = flag("auto", "what decodes: auto, pillow, dali")
+    on_error: Literal["fail", "replace"] = flag(
+        "fail",
+        "of a picture that cannot be decoded: fail ends the run, replace takes the next",
+        choices=("fail", "replace"),
+    )
     workers: int | Literal["auto"] = flag(
         "auto", "cores that decode, of the node: auto or a number", "-j", type=_number_or("auto", int)
     )

@@ -37,6 +37,8 @@ class PipelineConfig:
     slots: int = 4  # host batches that exist at once: one in use, the others being filled
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the picture's area in a training crop
     flip: bool = True  # mirror half of the training crops
+    on_error: Literal["fail", "replace"] = "fail"  # of a picture that cannot be decoded: the next sample replaces it
+    watchdog_s: float = 120.0  # a worker that is at one picture for longer, while the loader waits, is ended
 
     def __post_init__(self) -> None:
         if (self.shards is None) == (self.data is None):
@@ -51,6 +53,10 @@ class PipelineConfig:
             raise ConfigError(f"rank must be in [0, {self.world_size - 1}], was {self.rank}")
         if self.workers != "auto":
             _at_least("workers", self.workers, 1)
+        if self.on_error not in ("fail", "replace"):
+            raise ConfigError(f"on_error must be fail or replace, was {self.on_error!r}")
+        if not self.watchdog_s > 0:
+            raise ConfigError(f"watchdog_s must be above 0 seconds, was {self.watchdog_s}")
         if self.resize_size is not None:
             _at_least("resize_size", self.resize_size, self.image_size)
         low, high = self.crop_scale

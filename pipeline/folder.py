@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .crop_jpeg import Excerpt, whole_picture
 from .errors import ConfigError, DataError, PictureError
 from .jpeg import read_header
-from .pictures import I64, Pictures
+from .pictures import I64, Begin, Pictures, unwatched
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val")
@@ -68,9 +68,9 @@ class Folder:
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}") from error
 
-    def open(self, indices: I64) -> FolderPictures:
+    def open(self, indices: I64, begin: Begin = unwatched) -> FolderPictures:
         """The pictures of some samples, read whole: nothing else says their sizes. Raises PictureError."""
-        return FolderPictures(self, indices)
+        return FolderPictures(self, indices, begin)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -79,19 +79,21 @@ class Folder:
 class FolderPictures(Pictures):
     """Pictures as they are on the disk."""
 
-    def __init__(self, folder: Folder, indices: I64):
+    def __init__(self, folder: Folder, indices: I64, begin: Begin):
         self._data: list[bytes] = []
         sizes = np.empty((len(indices), 2), np.int64)
         for row, index in enumerate(indices.tolist()):
+            begin(row)
             try:
                 self._data.append(folder.read(index))
                 sizes[row] = picture_size(self._data[row])
             except DataError as error:
                 raise PictureError(row, str(error)) from error
-        super().__init__(widths=sizes[:, 0], heights=sizes[:, 1], labels=folder.labels[indices])
+        super().__init__(widths=sizes[:, 0], heights=sizes[:, 1], labels=folder.labels[indices], begin=begin)
         self.read_whole.update(range(len(indices)))
 
     def excerpt(self, row: int, region: Sequence[int]) -> Excerpt:
+        self.begin(row)
         return self.whole(row)
 
     def whole(self, row: int) -> Excerpt:

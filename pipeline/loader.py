@@ -33,7 +33,7 @@ from .worker import DONE, TASK, Job
 
 # What has changed, where a state does not fit.
 _OTHER = {"data": "the pictures are others: their fingerprint was", "samples": "the number of pictures was"}
-_NAMED = 10  # damaged pictures that are named; all are counted
+_NAMED = 10  # damaged pictures that are named, and replaced ones; all are counted
 _IN_FLIGHT = 128  # tasks on the queue at most: far fewer than the socket holds, so that no send ever waits
 
 
@@ -85,7 +85,8 @@ class Loader:
         self._rows = min(self._rows, config.batch_size)
         self.read_whole = 0  # pictures that were read and decoded whole: damaged, or not crop-addressed
         self.damaged = 0  # pictures that were delivered though something was wrong with them
-        self._damaged_pictures: set[str] = set()
+        self.replaced = 0  # pictures that could not be decoded: another sample was in their place
+        self._named: dict[str, set[str]] = {}  # of each kind, the lines that were said
         self._epoch = 0  # of the next batch to be handed out
         self._position = 0  # samples of that epoch that all ranks together have been handed
         self._abandoned = False
@@ -181,7 +182,8 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the current epoch: all of it, unless a state was loaded.
 
-        Raises DataError, naming the sample, where one cannot be decoded, and where a decode process has died.
+        Raises DataError, naming the sample, where one cannot be decoded, and where decode processes die or hang again
+        and again; where that happens once, one line says it.
         """
         for batch in self.held_batches():
             yield batch
@@ -214,6 +216,7 @@ class Loader:
         while flight.missing:
             self._collect()
         wait_s = time.perf_counter() - start if waited else 0.0
+        self._pool.restarts = 0
         self._handed_out += 1
         self._epoch, self._position = _behind(flight, self.samples)
         slot = self.ring.slots[flight.slot]
@@ -247,7 +250,7 @@ class Loader:
                 world_size=self.config.world_size,
             )
             number, size = self._free.popleft(), len(indices)
-            self.ring.slots[number].indices[:size] = indices
+            self.ring.slots[number].wanted[:size] = indices
             end = min(position + self._global_batch, self.samples)
             self._flights.append(
                 _Flight(slot=number, size=size, global_size=end - position, epoch=epoch, end=end, missing=size)
@@ -274,16 +277,20 @@ class Loader:
         """Take note of what the workers have done; with ``wait``, of one thing at least."""
         while message := self._pool.receive(wait=wait):
             self._queued -= 1
-            slot, first, end, read_whole, damaged, failed = DONE.unpack_from(message)
-            text = message[DONE.size :].decode(errors="replace")
+            _, slot, first, end = TASK.unpack_from(message)
+            read_whole, damaged, replaced, failed = DONE.unpack_from(message, TASK.size)
+            text = message[TASK.size + DONE.size :].decode(errors="replace")
             if failed:
                 self.close()
                 raise DataError(text)
             self.read_whole += read_whole
             self.damaged += damaged
-            if text and len(self._damaged_pictures) < _NAMED:
-                self._damaged_pictures.add(text)
-                advise(f"damaged picture, decoded whole as well as it goes: {text}")
+            self.replaced += replaced
+            for line in filter(None, text.split("\0")):
+                said = self._named.setdefault(line.partition(" ")[0], set())
+                if len(said) < _NAMED:
+                    said.add(line)
+                    advise(line)
             next(flight for flight in self._flights if flight.slot == slot).missing -= end - first
             wait = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,21 +11,29 @@ import numpy.typing as npt
 from .crop_jpeg import Excerpt
 
 I64 = npt.NDArray[np.int64]
+Begin = Callable[[int], None]  # told each row before its picture is read
+
+
+def unwatched(number: int) -> None:
+    """For whoever need not know what is begun."""
 
 
 class Pictures(ABC):
     """N pictures of a source.
 
     ``read_whole`` has the rows of those of which every byte was read; ``damaged`` says what was wrong with a picture
-    that could be decoded nevertheless, by row.
+    that could be decoded nevertheless, by row; ``replaced`` what was wrong with one that could not, by the row where
+    another is in its place. ``begin`` is to be called with each row before its picture is read.
     """
 
-    def __init__(self, *, widths: I64, heights: I64, labels: I64):
+    def __init__(self, *, widths: I64, heights: I64, labels: I64, begin: Begin = unwatched):
         self.widths = widths  # int64 [N], pixels
         self.heights = heights
         self.labels = labels
         self.read_whole: set[int] = set()
         self.damaged: dict[int, str] = {}
+        self.replaced: dict[int, str] = {}
+        self.begin = begin
 
     @abstractmethod
     def excerpt(self, row: int, region: Sequence[int]) -> Excerpt:

@@ -27,7 +27,7 @@ def anonymous_file(size: int) -> int:
 class Slot:
     """One batch's worth of host memory, as numpy views of the shared pages.
 
-    images: uint8 [B, S, S, 3]; labels, indices: int64 [B].
+    images: uint8 [B, S, S, 3]; labels, indices: int64 [B], what is there; wanted: int64 [B], the samples asked for.
     """
 
     def __init__(self, memory: npt.NDArray[np.uint8], batch_size: int, image_size: int):
@@ -36,6 +36,7 @@ class Slot:
         rest = memory[_up(images, 8) :]
         self.labels = rest[:labels].view(np.int64)
         self.indices = rest[labels : 2 * labels].view(np.int64)
+        self.wanted = rest[2 * labels : 3 * labels].view(np.int64)
 
 
 def _up(value: int, unit: int) -> int:
@@ -47,7 +48,7 @@ class Ring:
 
     def __init__(self, *, slots: int, batch_size: int, image_size: int, fd: int | None = None):
         """Allocate the memory, or map what another process allocated as ``fd``, with the same numbers."""
-        slot_bytes = _up(_up(batch_size * image_size * image_size * 3, 8) + 2 * 8 * batch_size, _ALIGN)
+        slot_bytes = _up(_up(batch_size * image_size * image_size * 3, 8) + 3 * 8 * batch_size, _ALIGN)
         self.fd = anonymous_file(slots * slot_bytes) if fd is None else fd
         self.memory = np.frombuffer(mmap.mmap(self.fd, slots * slot_bytes), np.uint8)
         self.slots = [

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from .crop_jpeg import Excerpt, LayoutError, read_layout, splice, whole_picture
 from .errors import ConfigError, DataError
 from .files import atomic_write
-from .pictures import I64, Pictures
+from .pictures import I64, Begin, Pictures, unwatched
 
 FORMAT = "headrace-shards"
 VERSION = 2
@@ -203,9 +203,9 @@ class Shards:
         if got != len(data):
             raise DataError(f"want {len(data)} bytes, got {got}: the shard has been cut short")
 
-    def open(self, indices: I64) -> ShardPictures:
+    def open(self, indices: I64, begin: Begin = unwatched) -> ShardPictures:
         """The pictures of some samples; no shard is read yet."""
-        return ShardPictures(self, indices)
+        return ShardPictures(self, indices, begin)
 
     def _locate(self, index: int) -> tuple[int, Any]:
         return int(np.searchsorted(self.first, index, side="right")) - 1, self.records[index]
@@ -234,18 +234,20 @@ class Shards:
 class ShardPictures(Pictures):
     """Pictures of which only the bytes that a crop needs are read, where they are crop-addressed."""
 
-    def __init__(self, shards: Shards, indices: I64):
+    def __init__(self, shards: Shards, indices: I64, begin: Begin = unwatched):
         records = shards.records[indices]
         super().__init__(
             widths=records["width"].astype(np.int64),
             heights=records["height"].astype(np.int64),
             labels=records["label"].astype(np.int64),
+            begin=begin,
         )
         self._shards = shards
         self._shard = (np.searchsorted(shards.first, indices, side="right") - 1).tolist()
         self._records = records.tolist()
 
     def excerpt(self, row: int, region: Sequence[int]) -> Excerpt:
+        self.begin(row)
         shard = self._shard[row]
         offset, size, _, width, height, length, crc = self._records[row]
         if not length:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from .config import PipelineConfig
 from .folder import folder_classes, folder_splits, open_folder
-from .pictures import I64, Pictures
+from .pictures import I64, Begin, Pictures, unwatched
 from .shards import MANIFEST, Shards, open_shards, read_manifest
 
 
@@ -31,7 +31,7 @@ class Source(Protocol):
 
     def read(self, index: int) -> bytes: ...
 
-    def open(self, indices: I64) -> Pictures: ...
+    def open(self, indices: I64, begin: Begin = unwatched) -> Pictures: ...
 
     def close(self) -> None: ...
 

@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import faulthandler
 import os
 import signal
 import socket
 import struct
 import traceback
+from collections.abc import Callable
+
+import numpy as np
 
 from .augment import Crops, center_crops, random_resized_crops
 from .backends import BACKENDS, Backend
 from .config import PipelineConfig
 from .errors import DataError, PictureError
-from .pictures import I64, Pictures
+from .heartbeat import Heartbeat
+from .pictures import I64, Pictures, unwatched
 from .ring import Ring, Slot, receive
 from .source import Source
 
 TASK = struct.Struct("<qiii")  # epoch, slot, first row, end row
-DONE = struct.Struct("<iiiii?")  # slot, first row, end row; pictures read whole, damaged; failed. Text may follow
+DONE = struct.Struct("<iii?")  # behind the task: pictures read whole, damaged, replaced; failed. Lines may follow
 MESSAGE_BYTES = 16384
+_TRIES = 16  # samples that may take the place of one that cannot be decoded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,50 +60,90 @@ def make_crops(config: PipelineConfig, epoch: int, indices: I64, widths: I64, he
     return center_crops(widths, heights, resize_size=config.eval_resize, image_size=config.image_size)
 
 
-def fill(job: Job, backend: Backend, slot: Slot, epoch: int, first: int, end: int) -> Pictures:
-    """Rows ``first`` to ``end`` of a slot: from the numbers in ``slot.indices`` to pixels and labels.
+def fill(
+    job: Job, backend: Backend, slot: Slot, epoch: int, first: int, end: int, note: Callable[[int], None] = unwatched
+) -> Pictures:
+    """Rows ``first`` to ``end`` of a slot: from the numbers in ``slot.wanted`` to pixels, labels and ``slot.indices``.
 
-    Hands back the pictures, which know how they were read.
+    Hands back the pictures, which know how they were read. ``note`` is told each sample's number before it is read.
 
-    Raises DataError, naming the sample, for what cannot be read or decoded.
+    Raises DataError, naming the sample, for what cannot be read or decoded and is not to be replaced.
     """
-    indices = slot.indices[first:end].copy()
-    try:
-        pictures = job.source.open(indices)
-        crops = make_crops(job.config, epoch, indices, pictures.widths, pictures.heights)
-        backend.fill(pictures, crops, slot.images[first:end])
-    except PictureError as error:
-        raise DataError(f"{job.source.name(int(indices[error.row]))}: {error.reason}") from error
-    slot.labels[first:end] = pictures.labels
+    wanted = slot.wanted[first:end]  # left as it is: whoever does this task again must find the same
+    indices, replaced = wanted.copy(), dict[int, str]()
+    while True:
+        try:
+            pictures = job.source.open(indices, lambda row: note(int(indices[row])))
+            crops = make_crops(job.config, epoch, indices, pictures.widths, pictures.heights)
+            backend.fill(pictures, crops, slot.images[first:end])
+            break
+        except PictureError as error:
+            replaced.setdefault(error.row, error.reason)
+            indices[error.row] = _next_sample(job, int(wanted[error.row]), int(indices[error.row]), error)
+    slot.labels[first:end], slot.indices[first:end] = pictures.labels, indices
+    pictures.replaced = replaced
     return pictures
 
 
-def serve(job: Job, ring: Ring, tasks: socket.socket, results: socket.socket) -> None:
+def _next_sample(job: Job, wanted: int, tried: int, error: PictureError) -> int:
+    """The sample to try where ``tried`` failed in the place of ``wanted``. Raises DataError where that is the end."""
+    if job.config.on_error == "fail":
+        raise DataError(
+            f"{job.source.name(tried)}: {error.reason} (--on-error replace takes the next instead)"
+        ) from error
+    # Within its shard: others may not be on this machine.
+    first = job.source.first
+    shard = int(np.searchsorted(first, wanted, side="right"))
+    begin, end = int(first[shard - 1]), int(first[shard]) if shard < len(first) else len(job.source)
+    step = (tried - wanted) % (end - begin) + 1
+    if step > min(_TRIES, end - begin - 1):
+        raise DataError(
+            f"{job.source.name(wanted)} cannot be decoded, nor can the {step - 1} samples that follow it, "
+            f"{job.source.name(tried)} the last: {error.reason}"
+        ) from error
+    return begin + (wanted - begin + step) % (end - begin)
+
+
+def _remarks(job: Job, slot: Slot, first: int, pictures: Pictures) -> str:
+    """A line for each picture that was not as it should be."""
+    lines = []
+    for row, reason in pictures.damaged.items():
+        name = job.source.name(int(slot.indices[first + row]))
+        lines.append(f"damaged picture, decoded whole as well as it goes: {name}: {reason}")
+    for row, reason in pictures.replaced.items():
+        gone, there = (job.source.name(int(numbers[first + row])) for numbers in (slot.wanted, slot.indices))
+        cost = "" if job.config.training else ", and counts twice in the score"
+        lines.append(f"replaced picture: {gone}: {reason}; {there} takes its place{cost}")
+    return "\0".join(lines)
+
+
+def serve(job: Job, ring: Ring, heartbeat: Heartbeat, tasks: socket.socket, results: socket.socket) -> None:
     """Fill rows until the queue closes."""
     backend = BACKENDS[job.backend]()(image_size=job.config.image_size, max_pictures=job.rows)
     try:
         while message := tasks.recv(TASK.size):
-            epoch, slot, first, end = TASK.unpack(message)
-            read_whole = damaged = 0
-            failed, text = True, ""
+            epoch, number, first, end = TASK.unpack(message)
+            slot = ring.slots[number]
+            done = DONE.pack(0, 0, 0, True)
             try:
-                pictures = fill(job, backend, ring.slots[slot], epoch, first, end)
-                failed, read_whole, damaged = False, len(pictures.read_whole), len(pictures.damaged)
-                for row, reason in pictures.damaged.items():
-                    text = f"{job.source.name(int(ring.slots[slot].indices[first + row]))}: {reason}"
+                pictures = fill(job, backend, slot, epoch, first, end, heartbeat.begin)
+                text = _remarks(job, slot, first, pictures)
+                done = DONE.pack(len(pictures.read_whole), len(pictures.damaged), len(pictures.replaced), False)
             except DataError as error:
                 text = str(error)
             except Exception:  # noqa: BLE001 - reported where the trainer sees it; the loader ends the run
                 text = f"a decode process failed:\n{traceback.format_exc()}"
-            done = DONE.pack(slot, first, end, read_whole, damaged, failed)
-            results.send(done + text.encode()[: MESSAGE_BYTES - DONE.size])
+            answer = message + done + text.encode(errors="backslashreplace")  # a name on a disk may be any bytes
+            results.send(answer[:MESSAGE_BYTES])
+            heartbeat.rest()
     finally:
         backend.close()
 
 
-def main(ring_fd: int, job_fd: int, tasks_fd: int, results_fd: int) -> None:
-    """What a decode process runs; the descriptors are inherited from the loader."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's: its end closes the queue
+def main(ring_fd: int, job_fd: int, heartbeats_fd: int, tasks_fd: int, results_fd: int, number: int) -> None:
+    """What decode process ``number`` of a pool runs; the descriptors are inherited from the loader."""
+    with contextlib.suppress(RuntimeError):  # there is no stderr
+        faulthandler.register(signal.SIGUSR1)  # shows where it hangs, be it in C
     job: Job = receive(job_fd)
     with contextlib.suppress(OSError):  # where the system has taken cores away meanwhile, what is left will do
         os.sched_setaffinity(0, job.cores)
@@ -108,4 +154,4 @@ def main(ring_fd: int, job_fd: int, tasks_fd: int, results_fd: int) -> None:
         socket.socket(fileno=tasks_fd) as tasks,
         socket.socket(fileno=results_fd) as results,
     ):
-        serve(job, ring, tasks, results)
+        serve(job, ring, Heartbeat(heartbeats_fd, number), tasks, results)

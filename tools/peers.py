@@ -322,7 +322,7 @@ def headrace_loop(inputs: Inputs) -> Batches:
         for start in range(0, len(order), _LOOP_BLOCK):
             indices = order[start : start + _LOOP_BLOCK]
             slot, first = next(places)
-            slot.indices[first : first + len(indices)] = indices
+            slot.wanted[first : first + len(indices)] = indices
             fill(job, backend, slot, epoch, first, first + len(indices))
             yield len(indices)
         epoch += 1
