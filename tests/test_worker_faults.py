@@ -264,7 +264,7 @@ def stand_in(root: Path, split: str, number: int, damaged: set[int]) -> int:
     for first, end in itertools.pairwise(itertools.accumulate(counts, initial=0)):
         if first <= number < end:
             following = [*range(number + 1, end), *range(first, number)]
-            return next(i for i in following if i not in damaged)
+            return int(next(i for i in following if i not in damaged))
     raise AssertionError
 
 
