@@ -11,10 +11,10 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # children are forked: no threads yet
 
-from tests.fuzz import crops, pictures
+from tests.fuzz import crops, manifests, pictures, tars
 from tests.fuzz.engine import Target, make, one, run, watch
 
-TARGETS = (*pictures.TARGETS, *crops.TARGETS)
+TARGETS = (*pictures.TARGETS, *crops.TARGETS, *tars.TARGETS, *manifests.TARGETS)
 
 
 def main() -> int:

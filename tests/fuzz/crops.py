@@ -71,9 +71,7 @@ def _check_in_shard(data: bytes, rng: random.Random, folder: Path) -> str:
     return _read(data, [data, good], (header.width, header.height, *describe(good)), rng, folder)
 
 
-def _read(
-    data: bytes, wanted: list[bytes], known: tuple[int, int, int, int], rng: random.Random, folder: Path
-) -> str:
+def _read(data: bytes, wanted: list[bytes], known: tuple[int, int, int, int], rng: random.Random, folder: Path) -> str:
     """Read any crop through the real reader, with an index that knows width, height, header and CRC."""
     width, height, length, crc = known
     (folder / "shard").write_bytes(data)

@@ -6,6 +6,7 @@ generator with that name. A child does a batch; when it dies or hangs, the input
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import faulthandler
 import json
@@ -32,7 +33,7 @@ CPU_LIMIT_S = 5.0  # of one input
 WALL_LIMIT_S = 60.0  # of one that waits for something: a machine may be busy
 MEMORY_LIMIT = 1 << 30  # bytes of address space that a batch may have besides what its process began with
 BATCH = 1000
-_MOST_FAILURES = 5  # of one target: then it is not run to its end
+_MOST_DEATHS = 5  # of one target's processes: then it is not run to its end
 # What no input may bring about. The first part of an audit event's name (docs.python.org/3/library/audit_events.html).
 _FORBIDDEN = ("os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.system", "pty.", "socket.", "subprocess.")
 
@@ -57,9 +58,11 @@ class Report:
     """What came out of one target."""
 
     target: str
+    seed: int
     inputs: int = 0
     outcomes: Counter[str] = dataclasses.field(default_factory=Counter)
-    failures: list[str] = dataclasses.field(default_factory=list)
+    failures: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # what went wrong: the inputs' numbers
+    deaths: int = 0  # of processes
     cpu_s: float = 0.0
     slowest: tuple[float, int] = (0.0, -1)  # CPU seconds, and the input's number
     largest: tuple[int, int] = (0, -1)  # KiB that the peak of memory grew by, and the input's number
@@ -73,7 +76,14 @@ class Report:
             f"(number {self.slowest[1]}), largest +{self.largest[0] >> 10} MiB (number {self.largest[1]}), "
             f"peak {self.peak >> 10} MiB; {outcomes}"
         )
-        yield from self.failures
+        for failure, numbers in self.failures.items():
+            yield f"  {len(numbers):,} times: {failure}"
+            yield f"    python -m tests.fuzz --target {self.target} --seed {self.seed} --only {min(numbers)}"
+
+    def fail(self, failure: str, number: int) -> None:
+        """Note what went wrong with an input: once for each kind."""
+        self.outcomes["FAILED"] += 1
+        self.failures.setdefault(failure, []).append(number)
 
 
 def make(target: Target, seeds: list[bytes], seed: int, number: int) -> tuple[bytes, random.Random]:
@@ -84,11 +94,13 @@ def make(target: Target, seeds: list[bytes], seed: int, number: int) -> tuple[by
 
 def run(target: Target, *, seed: int, count: int) -> Report:
     """`count` inputs of one target."""
-    report, seeds, first = Report(target.name), target.seeds(), 0
+    report, seeds, first = Report(target.name, seed), target.seeds(), 0
     with tempfile.TemporaryDirectory() as folder:
-        for data in seeds:  # none of them fails, and what is compiled is compiled before the processes part
-            target.check(data, random.Random(0), Path(folder))
-        while first < count and len(report.failures) < _MOST_FAILURES:
+        for data in seeds:  # what is compiled is compiled before the processes part
+            _empty(Path(folder))
+            with contextlib.suppress(*OURS):
+                target.check(data, random.Random(0), Path(folder))
+        while first < count and report.deaths < _MOST_DEATHS:
             numbers = range(first, min(count, first + BATCH))
             first = _batch(target, seeds, seed, numbers, report, Path(folder))
     return report
@@ -110,7 +122,7 @@ def _batch(target: Target, seeds: list[bytes], seed: int, numbers: range, report
             break
         *lines, rest = (rest + received).split(b"\n")
         for line in lines:
-            current = _note(report, json.loads(line), target.name, seed) + 1
+            current = _note(report, **json.loads(line)) + 1
     else:
         os.kill(child, signal.SIGKILL)
         ended = f"not done after {WALL_LIMIT_S:.0f} s"
@@ -121,27 +133,30 @@ def _batch(target: Target, seeds: list[bytes], seed: int, numbers: range, report
         code = signal.Signals(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else None
         ended = ended or (names.get(code, f"killed by {code.name}") if code else f"exit {os.WEXITSTATUS(status)}")
         report.inputs += 1
-        report.failures.append(f"{_reproduce(target.name, seed, current)}: {ended}")
+        report.deaths += 1
+        report.fail(ended, current)
         return current + 1
     return numbers[-1] + 1
 
 
-def _reproduce(target: str, seed: int, number: int) -> str:
-    return f"python -m tests.fuzz --target {target} --seed {seed} --only {number}"
-
-
-def _note(report: Report, result: dict[str, object], target: str, seed: int) -> int:
-    number, cpu_s, grown, peak = (result[key] for key in ("number", "cpu_s", "grown", "peak"))
-    assert isinstance(number, int) and isinstance(cpu_s, float) and isinstance(grown, int) and isinstance(peak, int)
+def _note(report: Report, *, number: int, outcome: str, failed: bool, cpu_s: float, grown: int, peak: int) -> int:
     report.inputs += 1
     report.cpu_s += cpu_s
     report.slowest = max(report.slowest, (cpu_s, number))
     report.largest = max(report.largest, (grown, number))
     report.peak = max(report.peak, peak)
-    report.outcomes[str(result["outcome"])] += 1
-    if "failure" in result:
-        report.failures.append(f"{_reproduce(target, seed, number)}: {result['failure']}")
+    if failed:
+        report.fail(outcome, number)
+    else:
+        report.outcomes[outcome] += 1
     return number
+
+
+def _where(error: BaseException) -> str:
+    """What was raised, and in which line of whose code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "site-packages" not in frame.filename][-1]
+    return f"{Path(ours.filename).name}:{ours.lineno}: {type(error).__name__}: {str(error)[:200]!r}"
 
 
 def _child(target: Target, seeds: list[bytes], seed: int, numbers: range, writer: int, folder: Path) -> None:
@@ -156,18 +171,18 @@ def _child(target: Target, seeds: list[bytes], seed: int, numbers: range, writer
         forbidden = watch()
         for number in numbers:
             data, rng = make(target, seeds, seed, number)
-            for path in folder.iterdir():
-                path.unlink()
+            _empty(folder)
             before, began = _peak(), time.process_time()
             signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT_S)
-            result: dict[str, object] = {"number": number}
+            failed = False
             try:
-                result["outcome"] = one(target, data, rng, folder, forbidden)
-            except Exception:
-                result |= {"outcome": "FAILED", "failure": traceback.format_exc()}
+                outcome = one(target, data, rng, folder, forbidden)
+            except Exception as error:
+                outcome, failed = _where(error), True
             signal.setitimer(signal.ITIMER_PROF, 0)
-            result |= {"cpu_s": time.process_time() - began, "peak": _peak(), "grown": _peak() - before}
-            os.write(writer, json.dumps(result).encode() + b"\n")
+            cost = {"cpu_s": time.process_time() - began, "peak": _peak(), "grown": _peak() - before}
+            line = json.dumps({"number": number, "outcome": outcome, "failed": failed, **cost})
+            os.write(writer, line.encode() + b"\n")
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -198,6 +213,11 @@ def watch() -> list[str]:
 
     sys.addaudithook(hook)
     return forbidden
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
 
 
 def _address_space() -> int:

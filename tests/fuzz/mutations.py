@@ -47,7 +47,9 @@ def pieces(data: bytes) -> list[bytes]:
         end = at + 2
         if data[at] != 0xFF or end > len(data) or data[at + 1] in (0, 0xFF):
             end = at + 1
-            while end < len(data) and not (data[end] == 0xFF and data[end + 1 : end + 2] not in (b"", b"\x00", b"\xff")):
+            while end < len(data) and not (
+                data[end] == 0xFF and data[end + 1 : end + 2] not in (b"", b"\x00", b"\xff")
+            ):
                 end += 1
         elif not 0xD0 <= data[at + 1] <= 0xD9:
             end += int.from_bytes(data[at + 2 : at + 4])
@@ -73,7 +75,9 @@ def _change_segment(rng: random.Random, piece: bytes) -> bytes:
                 case 2:
                     out[1] = rng.choice((0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC9, 0xCA, 0xCB))
                 case 3:  # sampling factors
-                    out[min(len(out) - 1, 11 + 3 * rng.randrange(4))] = rng.choice((0x11, 0x12, 0x21, 0x22, 0x41, 0x31, 0))
+                    out[min(len(out) - 1, 11 + 3 * rng.randrange(4))] = rng.choice(
+                        (0x11, 0x12, 0x21, 0x22, 0x41, 0x31, 0)
+                    )
                 case 4:  # identifiers and table numbers
                     out[min(len(out) - 1, 10 + 3 * rng.randrange(4) + 2 * rng.randrange(2))] = rng.randrange(5)
                 case 5:  # another number of components
@@ -81,7 +85,9 @@ def _change_segment(rng: random.Random, piece: bytes) -> bytes:
                     out[9:] = bytes([count]) + (bytes(out[10:]) + 5 * b"\x04\x11\x00")[: 3 * count]
                     out[2:4] = (8 + 3 * count).to_bytes(2)
         case 0xDA:
-            out[rng.choice((len(out) - 3, len(out) - 2, len(out) - 1, at))] = rng.choice((0, 1, 2, 5, 13, 0x10, 0x21, 63, 64))
+            out[rng.choice((len(out) - 3, len(out) - 2, len(out) - 1, at))] = rng.choice(
+                (0, 1, 2, 5, 13, 0x10, 0x21, 63, 64)
+            )
         case 0xC4 if len(out) > 21:  # counts of codes, or symbols
             at = rng.choice((4, 5 + rng.randrange(16), rng.randrange(21, len(out))))
             out[at] = rng.choice((0, 1, 2, out[at] ^ 1, 255, rng.randrange(256)))

@@ -79,7 +79,9 @@ def pictures() -> list[bytes]:
         for number, mode in enumerate(its):
             file = io.BytesIO()
             picture = photo(number, 19 + number, 23)
-            (picture.convert("L").convert("I").convert(mode) if mode == "I;16" else picture.convert(mode)).save(file, form)
+            (picture.convert("L").convert("I").convert(mode) if mode == "I;16" else picture.convert(mode)).save(
+                file, form
+            )
             found = [*found, file.getvalue()]
     file = io.BytesIO()
     photo(1, 20, 20, "P").save(file, "PNG", transparency=3, pnginfo=None)
@@ -184,7 +186,9 @@ TARGETS = (
     Target(name="transcoder", share=30, seeds=jpegs, mutate=mutate_picture, check=_check_transcoder),
     Target(name="decoder", share=10, seeds=pictures, mutate=mutate_picture, check=_check_decoder),
     *(
-        Target(name=f"prepare-{mode}", share=5, seeds=pictures, mutate=mutate_picture, check=partial(_check_prepare, mode))
+        Target(
+            name=f"prepare-{mode}", share=5, seeds=pictures, mutate=mutate_picture, check=partial(_check_prepare, mode)
+        )
         for mode in JPEG_MODES
     ),
 )
