@@ -97,8 +97,9 @@ class Run:
             self.optimizer.load_weights(state["state_dict"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.optimizer.load_amp_state_dict(state.get("amp"))
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} does not fit the model: {str(error).splitlines()[0]}") from error
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"{path} does not fit the model: {reason}") from error
         self.epoch = int(state["epoch"])
         self.best_acc1 = float(state.get("best_acc1", 0.0))
         self.say(f"=> resumed from {path} (epoch {self.epoch}, best Acc@1 {self.best_acc1:.3f})")

@@ -116,6 +116,6 @@ class _Bounded(io.FileIO):
         super().__init__(path)
         self._bytes = path.stat().st_size
 
-    def read(self, size: int | None = -1, /) -> bytes | None:
+    def read(self, size: int | None = -1, /) -> bytes:
         rest = max(0, self._bytes - self.tell())
-        return super().read(rest if size is None or size < 0 else min(size, rest))
+        return super().read(rest if size is None or size < 0 else min(size, rest)) or b""

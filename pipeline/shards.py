@@ -383,7 +383,7 @@ def _map_index(path: Path, wanted: int) -> npt.NDArray[np.void]:
             if not wanted:
                 return np.empty(0, RECORD)
             return np.memmap(file, RECORD, "r", file.tell(), (wanted,))
-    except Exception as error:  # noqa: BLE001 - numpy's reader of a damaged header raises whatever it trips over
+    except Exception as error:  # numpy's reader of a damaged header raises whatever it trips over
         raise DataError(
             f"index {path} cannot be read: {shown(error)}; make_shards.py --resume writes it again"
         ) from error

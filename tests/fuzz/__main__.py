@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import sys
 import tempfile
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # children are forked: no threads yet
 
-from tests.fuzz import crops, manifests, pictures, tars
+from tests.fuzz import checkpoints, crops, manifests, pictures, tars
 from tests.fuzz.engine import Target, make, one, run, watch
 
-TARGETS = (*pictures.TARGETS, *crops.TARGETS, *tars.TARGETS, *manifests.TARGETS)
+TARGETS = (*pictures.TARGETS, *crops.TARGETS, *tars.TARGETS, *manifests.TARGETS, *checkpoints.TARGETS)
 
 
 def main() -> int:

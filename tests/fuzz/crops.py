@@ -67,7 +67,8 @@ def _check_in_shard(data: bytes, rng: random.Random, folder: Path) -> str:
     may not even see the damage), or it is counted as damaged, or refused by name."""
     good = min(crop_addressed(), key=lambda seed: abs(len(seed) - len(data)))
     header = read_header(good)
-    assert header and len(good) == len(data)
+    assert header
+    assert len(good) == len(data)
     return _read(data, [data, good], (header.width, header.height, *describe(good)), rng, folder)
 
 

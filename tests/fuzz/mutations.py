@@ -1,4 +1,4 @@
-"""Changes to bytes and to JPEGs: of the kinds that disks, networks and programs make, and of those that somebody would."""
+"""Changes to bytes and to JPEGs: those that disks, networks and programs make, and those that somebody would."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, features
+from PIL import features
 
 from pipeline.backends.pillow import PillowBackend, decode_rgb
 from pipeline.crop_jpeg import describe
@@ -65,7 +65,7 @@ def jpegs() -> list[bytes]:
     photo(2, 20, 30).save(exif, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0")
     arithmetic = [zlib.decompress(base64.b85decode("".join(text.split()))) for text in _ARITHMETIC]
     written = [to_crop_addressed(data) for data in (baseline[0], baseline[3], arithmetic[1])]
-    return [*baseline, *progressive, restarts.getvalue(), exif.getvalue(), *arithmetic * 3, *written]
+    return [*baseline, *progressive, *arithmetic * 3, restarts.getvalue(), exif.getvalue(), *written]
 
 
 @cache
@@ -84,8 +84,9 @@ def pictures() -> list[bytes]:
             )
             found = [*found, file.getvalue()]
     file = io.BytesIO()
-    photo(1, 20, 20, "P").save(file, "PNG", transparency=3, pnginfo=None)
-    return [*found, file.getvalue()]
+    photo(1, 20, 20, "P").save(file, "PNG", transparency=3)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"  # Pillow would run a program
+    return [*found, file.getvalue(), eps]
 
 
 def mutate_picture(rng: random.Random, seeds: list[bytes]) -> bytes:
@@ -101,7 +102,7 @@ def is_large(data: bytes) -> bool:
         return header.width * header.height > _PIXELS_MAX
     try:
         width, height = picture_size(data)
-    except Exception:  # noqa: BLE001 - whatever is wrong is to be found where it matters
+    except Exception:
         return False
     return width * height > _PIXELS_MAX
 
@@ -125,8 +126,7 @@ def _check_header(data: bytes, rng: random.Random, folder: Path) -> str:
         height = width = 0
     if header is None:
         return "none, libjpeg has one" if width else "none"
-    assert 0 < header.width < 65536 and 0 < header.height < 65536
-    assert width in (0, header.width) and height in (0, header.height), (header, width, height)
+    assert (width, height) in ((0, 0), (header.width, header.height))
     return "header"
 
 
@@ -157,12 +157,13 @@ def _check_prepare(mode: str, data: bytes, rng: random.Random, folder: Path) -> 
     assert picture.size == (prepared.width, prepared.height)
     assert (prepared.header, prepared.crc) == describe(prepared.data)
     if mode == "recode":
-        assert prepared.header and max(picture.size) <= _RECODE.max_side
+        assert prepared.header
+        assert max(picture.size) <= _RECODE.max_side
         assert libjpeg(prepared.data) is not None
     elif mode == "verbatim":
         assert prepared.data == data
     elif libjpeg(data) is not None:
-        assert np.array_equal(picture, decode_rgb(data))
+        assert np.array_equal(np.asarray(picture), np.asarray(decode_rgb(data)))
     return "crop-addressed" if prepared.header else "kept"
 
 
