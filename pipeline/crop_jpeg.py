@@ -59,9 +59,10 @@ class Excerpt(NamedTuple):
 
 
 def whole_picture(data: bytes, width: int, height: int) -> Excerpt:
-    """All of a picture, of which the size is known."""
+    """All of a picture, of which the size is known. One whose header says another is none of ours to make room for."""
     header = read_header(data)
-    return Excerpt(data, 0, 0, width, height, header.components if header else 0)
+    fits = header is not None and (header.width, header.height) == (width, height)
+    return Excerpt(data, 0, 0, width, height, header.components if header and fits else 0)
 
 
 class Layout(NamedTuple):

@@ -162,7 +162,7 @@ def _count(value: object) -> int:
 def _plain_name(value: object) -> str:
     """A name that leads nowhere but into the folder: a manifest may come from anywhere."""
     name = _of(str, value)
-    if name != os.path.basename(name) or name in ("", ".", "..") or not name.isprintable():
+    if name != os.path.basename(name) or name in ("", ".", "..") or not name.isprintable() or len(name) > 200:
         raise ValueError(f"want a plain file name, got {shown(repr(name))}")
     return name
 

@@ -16,7 +16,7 @@ import torch
 
 from model.checkpoint import CheckpointError, check_fit, load_checkpoint
 from pipeline.backends.pillow import decode_rgb
-from pipeline.crop_jpeg import PREFIX, ROW, describe, read_layout
+from pipeline.crop_jpeg import PREFIX, ROW, describe, read_layout, whole_picture
 from pipeline.errors import DataError
 from pipeline.scan import scan_shard
 from pipeline.shards import MANIFEST, RECORD, open_shards, read_manifest
@@ -196,6 +196,12 @@ def test_an_index_that_points_outside_its_shard_is_refused(
         open_shards(tmp_path, "train")
 
 
+def test_no_room_is_made_for_a_size_that_only_the_index_claims() -> None:
+    excerpt = whole_picture(GREY, 65535, 60000)  # 15.7 GB of pixels; what is no JPEG of this size is decoded by itself
+    assert excerpt.components == 0
+    assert whole_picture(GREY, 8, 8).components == 1
+
+
 @pytest.mark.parametrize("number", range(6))
 def test_an_index_that_is_none_is_refused(verbatim_shards: Path, tmp_path: Path, number: int) -> None:
     zipped = io.BytesIO()
@@ -210,16 +216,19 @@ def test_an_index_that_is_none_is_refused(verbatim_shards: Path, tmp_path: Path,
         open_shards(tmp_path, "train")
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *(("epoch", value) for value in (-1, "3", None, torch.ones(2), 1 << 40)),
-        *(("state_dict", value) for value in (None, [], {1: torch.ones(1)}, {"a": 1})),
-        *(("arch", value) for value in (None, "a\n" * 1000)),
-        *(("blocks", value) for value in (1, ["1"], [1 << 40])),
-        *(("optimizer", []), ("amp", 1), ("best_acc1", "1"), ("best_acc1", torch.ones(2))),
-    ],
-)
+VALUES: list[tuple[str, object]] = [
+    *(("epoch", value) for value in (-1, "3", None, torch.ones(2), 1 << 40)),
+    *(("state_dict", value) for value in (None, [], {1: torch.ones(1)}, {"a": 1})),
+    *(("arch", value) for value in (None, "a\n" * 1000)),
+    *(("blocks", value) for value in (1, ["1"], [1 << 40])),
+    ("optimizer", []),
+    ("amp", 1),
+    ("best_acc1", "1"),
+    ("best_acc1", torch.ones(2)),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), VALUES)
 def test_a_checkpoint_of_other_kinds_of_values_is_refused(tmp_path: Path, key: str, value: object) -> None:
     weights = {"last_linear.weight": torch.ones(2, 1)}
     state = {"epoch": 1, "arch": "inceptionv4", "state_dict": weights, "optimizer": {}, "best_acc1": torch.tensor(1.5)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import random
 import zlib
@@ -18,7 +19,7 @@ from pipeline.crop_jpeg import describe
 from pipeline.folder import picture_size
 from pipeline.jpeg import read_header
 from pipeline.prepare import JPEG_MODES, Recode, prepare
-from pipeline.transcoder import to_crop_addressed
+from pipeline.transcoder import NotTranscodableError, to_crop_addressed
 from pipeline.transcoder.coefficients import read_coefficients
 from tests.fuzz.engine import Target
 from tests.fuzz.mutations import mutate_bytes, mutate_jpeg
@@ -178,7 +179,12 @@ def _check_decoder(data: bytes, rng: random.Random, folder: Path) -> str:
     pixels = backend.cut(pictures, 0, (x, y, w, h), pictures.whole(0))
     at = pixels.first + np.arange(h)[:, None, None] * pixels.stride + np.arange(w)[:, None] * pixels.step + np.arange(3)
     want = np.asarray(decode_rgb(data))
-    assert np.array_equal(pixels.memory[at], want[y : y + h, x : x + w])
+    if not np.array_equal(pixels.memory[at], want[y : y + h, x : x + w]):
+        # Of a picture that ends before its last scan, with EOI, libjpeg shows what it likes, and does not warn.
+        with contextlib.suppress(NotTranscodableError):
+            read_coefficients(data)
+            raise AssertionError("other pixels than Pillow's")
+        return "without all its scans"
     return "damaged" if pictures.damaged else "decoded"
 
 
