@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from model.checkpoint import CheckpointError, check_fit, load_checkpoint
+from model.weights import WeightsError, read_file
 from pipeline.backends.pillow import decode_rgb
 from pipeline.crop_jpeg import PREFIX, ROW, describe, read_layout, whole_picture
 from pipeline.errors import DataError
@@ -249,3 +251,15 @@ def test_a_classifier_that_is_one_number_is_none(tmp_path: Path) -> None:
     state = {"arch": "inceptionv4", "state_dict": {"last_linear.weight": torch.tensor(1.0)}}
     with pytest.raises(CheckpointError, match="no classifier"):
         check_fit(state, tmp_path / "c.pth.tar", blocks=(1, 1, 1), classes=2)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_name_as_long_as_a_book_is_refused_before_torch_searches_it(tmp_path: Path, zipped: bool) -> None:
+    """torch 2.13 looks for patterns in its own error in quadratic time: 70 s for this file."""
+    path, text = tmp_path / "w.pth", b"\x80\x02ctorch\n" + b"x" * 40_000 + b"\n."
+    path.write_bytes(text)
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", text)
+    with pytest.raises(WeightsError, match="40,006 characters are no name"):
+        read_file(path)
