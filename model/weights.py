@@ -122,7 +122,7 @@ def _check_names_of_code(file: Path) -> None:
         stream.seek(0)
         for one in pickles:
             for opcode, argument, _ in pickletools.genops(one):
-                longest = max(longest, len(argument) if opcode.name == "GLOBAL" else 0)
+                longest = max(longest, len(str(argument)) if opcode.name == "GLOBAL" else 0)
     if longest > _TEXT_MAX:
         raise WeightsError(f"{file}: refused, {longest:,} characters are no name; save the bare state_dict")
 
