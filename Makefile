@@ -24,7 +24,7 @@ help:
 	@echo "make demo    make pictures, shard them, train, evaluate: about 5 minutes on two cores"
 	@echo "make test    the tests;  make lint: style and types;  make format: apply the style"
 	@echo "make soak    the tests that take longest: ranks that are killed, restarts, the acceptance run"
-	@echo "make fuzz    10,000 damaged crop-addressed pictures, instead of the 1,500 of make test"
+	@echo "make fuzz    110,000 damaged pictures, tars, manifests, indexes and checkpoints, instead of the 3,000 of make test"
 	@echo "make bench DATA=FOLDER   our loader beside its peers on an ImageNet folder of a few hundred pictures (gigabytes to install)"
 	@echo "make clean   remove $(VENV), $(PEERS) and $(DEMO)"
 
@@ -68,7 +68,7 @@ soak: $(READY) $(TORCH_NPU_READY)
 	@$(PY) -m pytest -m soak
 
 fuzz: $(READY)
-	@HEADRACE_FUZZ=10000 $(PY) -m pytest tests/test_crop_jpeg.py -k mutation
+	@$(PY) -W ignore -m tests.fuzz --count 110000
 
 # The peers have a full torch, for torchvision; FFCV is built where its libraries are (benchmarks/peers-requirements.txt).
 $(PEERS_READY): benchmarks/peers-requirements.txt Makefile

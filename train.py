@@ -127,7 +127,7 @@ def go_on(run: Run, feed: Feed) -> None:
         return
     trained = run.position == feed.loader.samples  # and not scored yet
     try:
-        feed.loader.load_state_dict(run.loader_state | {"position": 0 if trained else run.position})
+        feed.loader.load_state_dict(run.loader_state | {"epoch": run.epoch, "position": 0 if trained else run.position})
     except ConfigError as error:
         raise ConfigError(
             f"--resume: {error}; no sample can be promised to be seen once. Give the data, --seed and --shuffle of the "

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .weights import WeightsError, read_file
 
 ARCH = "inceptionv4"
@@ -49,8 +51,42 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     missing = {"epoch", "arch", "state_dict", "optimizer"} - state.keys()
     if missing:
         raise CheckpointError(f"{path} is no training checkpoint: it has no {', '.join(sorted(missing))}")
+    _check_kinds(state, path)
     state["state_dict"] = {name.removeprefix("module."): value for name, value in state["state_dict"].items()}
     return dict(state)
+
+
+def _check_kinds(state: dict[str, Any], path: Path) -> None:
+    """Raises CheckpointError where a value is of another kind than the one that training goes on with."""
+    weights, epoch, best = state["state_dict"], state["epoch"], state.get("best_acc1", 0.0)
+    loader, sums = state.get("loader"), state.get("sums")
+    fits = {
+        "epoch": isinstance(epoch, int) and 0 <= epoch < 1 << 31,
+        "arch": isinstance(state["arch"], str) and len(state["arch"]) < 100,
+        "state_dict": isinstance(weights, dict)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()),
+        "optimizer": isinstance(state["optimizer"], dict),
+        "amp": isinstance(state.get("amp"), dict | None),
+        # the original keeps the tensor that its accuracy is
+        "best_acc1": isinstance(best, int | float)
+        or (isinstance(best, Tensor) and best.numel() == 1 and not best.is_meta),
+        "blocks": isinstance(state.get("blocks", []), list | tuple)
+        and all(isinstance(n, int) and abs(n) < 1 << 31 for n in state.get("blocks", [])),
+        "classes": isinstance(state.get("classes", []), list)
+        and all(isinstance(name, str) for name in state.get("classes", [])),
+        "loader": loader is None
+        or (isinstance(loader, dict) and all(isinstance(value, int | str) for value in loader.values())),
+        "position": not isinstance(loader, dict)
+        or not loader
+        or (isinstance(loader.get("position"), int) and loader["position"] >= 0),
+        "sums": (sums is None and not loader)
+        or (isinstance(sums, list | tuple) and len(sums) == 4 and all(isinstance(n, int | float) for n in sums)),
+    }
+    wrong = [key for key, fit in fits.items() if not fit]
+    if wrong:
+        raise CheckpointError(
+            f"{path} is no training checkpoint, or a damaged one: its {', '.join(wrong)} cannot be used"
+        )
 
 
 def check_fit(
@@ -68,8 +104,8 @@ def check_fit(
         want = ",".join(str(n) for n in theirs)
         raise CheckpointError(f"{path} has blocks {want}, the model {','.join(map(str, blocks))}: give --blocks {want}")
     head = state["state_dict"].get("last_linear.weight")
-    if head is None or len(head) != classes:
-        got = "no classifier" if head is None else f"{len(head)} classes"
+    if head is None or head.ndim == 0 or len(head) != classes:
+        got = "no classifier" if head is None or head.ndim == 0 else f"{len(head)} classes"
         raise CheckpointError(f"{path} has {got}, the model {classes}: the data set is another, or --num-classes is")
     known = state.get("classes")
     if known is None or names is None or list(known) == list(names):

@@ -140,13 +140,14 @@ class Run:
             self.optimizer.load_weights(state["state_dict"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.optimizer.load_amp_state_dict(state.get("amp"))
-            self.epoch = int(state["epoch"])
-            self.best_acc1 = float(state.get("best_acc1", 0.0))
-            if not self.options.new_data and (loader := state.get("loader")):
-                self.loader_state, self.position = dict(loader), int(loader["position"])
-                self.sums = Sums(*state["sums"])
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} does not fit the model: {str(error).splitlines()[0]}") from error
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"{path} does not fit the model: {reason}") from error
+        self.epoch = int(state["epoch"])
+        self.best_acc1 = float(state.get("best_acc1", 0.0))
+        if (loader := state.get("loader")) and not self.options.new_data:
+            self.loader_state, self.position = loader, loader["position"]
+            self.sums = Sums(*state["sums"])
         self.checkpoints.last = path
         where = f", sample {self.position:,}" if self.position else ""
         self.say(f"=> resumed from {path} (epoch {self.epoch}{where}, best Acc@1 {self.best_acc1:.3f})")

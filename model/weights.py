@@ -7,18 +7,23 @@ as ``.safetensors``. Nothing in a file is ever executed: torch files are read wi
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from .inceptionv4 import InceptionV4
 
+_TEXT_MAX = 1000  # characters of a name in a file
 _HEAD = ("last_linear.weight", "last_linear.bias")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 # The first branch's convolution tells the kind of a block (0: Inception-A, 1: -B, 2: -C) whatever its number.
@@ -84,6 +89,7 @@ def read_file(file: Path) -> object:
         raise WeightsError(f"{file}: an empty file, 0 bytes; copy or download the weights again")
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
+    _check_names_of_code(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle's age and TorchScript: nothing that a user can act on
@@ -99,6 +105,26 @@ def read_file(file: Path) -> object:
             f"{file}: not a torch weights file, or a damaged one ({type(error).__name__}); "
             "copy or download the weights again"
         ) from None
+
+
+def _check_names_of_code(file: Path) -> None:
+    """Raises WeightsError for the name of a class or function in the file's pickles that is too long to be one.
+
+    torch may quote it in an error, and searches that for patterns in a time that grows with its square: hours for 1 MB.
+    """
+    longest = 0
+    with contextlib.suppress(Exception), contextlib.ExitStack() as stack:  # what is no pickle is torch's to refuse
+        stream: IO[bytes] = stack.enter_context(file.open("rb"))
+        pickles = [stream] * 5  # a file from before torch 1.6 begins with so many
+        if stream.read(4) == b"PK\x03\x04":
+            archive = stack.enter_context(zipfile.ZipFile(file))
+            pickles = [archive.open(name) for name in archive.namelist() if name.endswith("data.pkl")]
+        stream.seek(0)
+        for one in pickles:
+            for opcode, argument, _ in pickletools.genops(one):
+                longest = max(longest, len(str(argument)) if opcode.name == "GLOBAL" else 0)
+    if longest > _TEXT_MAX:
+        raise WeightsError(f"{file}: refused, {longest:,} characters are no name; save the bare state_dict")
 
 
 def _read_safetensors(file: Path) -> object:

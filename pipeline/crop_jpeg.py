@@ -59,9 +59,10 @@ class Excerpt(NamedTuple):
 
 
 def whole_picture(data: bytes, width: int, height: int) -> Excerpt:
-    """All of a picture, of which the size is known."""
+    """All of a picture, of which the size is known. One whose header says another is none of ours to make room for."""
     header = read_header(data)
-    return Excerpt(data, 0, 0, width, height, header.components if header else 0)
+    fits = header is not None and (header.width, header.height) == (width, height)
+    return Excerpt(data, 0, 0, width, height, header.components if header and fits else 0)
 
 
 class Layout(NamedTuple):
@@ -218,6 +219,8 @@ def describe(data: bytes) -> tuple[int, int]:
         layout = read_layout(data[:length])
     except LayoutError:
         return 0, 0
+    if not _is_true(layout):
+        return 0, 0
     markers, numbers = _find_markers(np.frombuffer(data, np.uint8)[length:])
     tiles = layout.columns * layout.rows
     if (
@@ -230,6 +233,35 @@ def describe(data: bytes) -> tuple[int, int]:
     if layout.table() != row_table(data[length:], markers[layout.columns - 1 :: layout.columns] + 2):
         return 0, 0
     return length, int.from_bytes(data[CRC_AT:CRC_END])
+
+
+def _is_true(layout: Layout) -> bool:
+    """Whether the segments behind ours are one frame and one scan, of the tiles that ours says.
+
+    Only of those does a splice decode to what the whole does; whoever made the file may have written anything.
+    """
+    header, at = layout.header, PREFIX.size + ROW.size * (layout.rows + 1)
+    interval, mcu, components = 0, (0, 0), b""
+    while at + 4 <= len(header):
+        marker, end = header[at : at + 2], at + 2 + int.from_bytes(header[at + 2 : at + 4])
+        payload = header[at + 4 : end]
+        if marker[0] != 0xFF or end > len(header):
+            return False
+        if marker == b"\xff\xdd":
+            interval = int.from_bytes(payload)
+        elif at == layout.sof_at:
+            if len(payload) < 9 or payload[0] != 8 or len(payload) != 6 + 3 * payload[5]:
+                return False
+            components, factors = payload[6::3], payload[7::3]
+            mcu = 8 * max(f >> 4 for f in factors), 8 * max(f & 15 for f in factors)
+            mcu = mcu if len(factors) > 1 else (8, 8)
+        elif marker == b"\xff\xda":
+            one_scan = payload[:1] == bytes([len(components)]) and payload[1:-3:2] == components and end == len(header)
+            return one_scan and interval * mcu[0] == layout.tile_width and mcu[1] == layout.tile_height
+        elif marker[1] not in (0xDB, 0xC4, 0xFE, *range(0xE0, 0xF0)):
+            return False
+        at = end
+    return False
 
 
 def row_table(body: bytes, ends: npt.NDArray[np.int64]) -> bytes:

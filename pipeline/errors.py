@@ -16,3 +16,9 @@ class PictureError(DataError):
         super().__init__(reason)
         self.row = row
         self.reason = reason
+
+
+def shown(text: object) -> str:
+    """What a file holds, for a message: on one line, escaped where need be, and only its beginning where it is long."""
+    text = str(text)[:5000]
+    return text if text.isprintable() and len(text) <= 200 else f"{text[:100]!r}{'…' if len(text) > 100 else ''}"

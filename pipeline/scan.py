@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .crop_jpeg import describe
-from .errors import DataError
+from .errors import DataError, shown
 from .files import sha256_of
 from .folder import picture_size
 from .idx import idx_line
-from .shards import RECORD, ShardInfo
+from .shards import BLOCK, MAX_SIDE, RECORD, ShardInfo
+
+_LABEL_DIGITS = 9  # of a class number: what a record holds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,21 +38,33 @@ def scan_shard(path: Path) -> ScannedShard:
     idx: list[str] = []
     try:
         digest = sha256_of(path)
-        with tarfile.open(path, "r:") as tar:
+        with _Bounded(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for picture, label in _pairs(tar, path):
                 key = picture.name.removesuffix(".jpg")
-                data = _content(tar, picture)
-                text = _content(tar, label)
-                if not text.isdigit():
-                    raise DataError(f"{path}: {label.name} must hold a class number, holds {text[:20]!r}")
-                width, height = picture_size(data)
+                data = _content(tar, picture, path)
+                text = _content(tar, label, path)
+                if not text.isdigit() or len(text) > _LABEL_DIGITS:
+                    raise DataError(f"{path}: {shown(label.name)} must hold a class number, holds {text[:20]!r}")
+                try:
+                    width, height = picture_size(data)
+                except DataError as error:
+                    raise DataError(f"{path}: {shown(picture.name)}: {error}") from error
+                if max(width, height) > MAX_SIDE:
+                    raise DataError(f"{path}: {shown(picture.name)} is {width}x{height}, a side may have {MAX_SIDE}")
                 keys.append(key)
                 records.append((picture.offset_data, picture.size, int(text), width, height, *describe(data)))
                 idx.append(idx_line(key, picture.offset_data, picture.size, label.offset_data, label.size))
-    except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+            _check_end(file, tar.offset, path)
+    except (
+        OSError,
+        tarfile.TarError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:  # tarfile's own, and its slips
+        raise DataError(f"{path} cannot be read: {shown(error)}") from error
     if len(set(keys)) != len(keys):
-        raise DataError(f"{path} holds a key twice: {next(key for key in keys if keys.count(key) > 1)}")
+        raise DataError(f"{path} holds a key twice: {shown(next(key for key in keys if keys.count(key) > 1))}")
     info = ShardInfo(name=path.name, samples=len(keys), bytes=path.stat().st_size, sha256=digest)
     return ScannedShard(info=info, keys=tuple(keys), records=np.array(records, RECORD), idx=idx)
 
@@ -60,17 +75,47 @@ def _pairs(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[tarfile.TarInfo, 
         label = next(members, None)
         if (
             label is None
-            or not (picture.isreg() and label.isreg())
+            or not (_is_plain(picture) and _is_plain(label))
             or not picture.name.endswith(".jpg")
             or label.name != f"{picture.name.removesuffix('.jpg')}.cls"
         ):
-            raise DataError(f"{path}: want <key>.jpg, <key>.cls; got {picture.name}, {label.name if label else None}")
+            got = ", ".join(shown(member.name) for member in (picture, label) if member)
+            raise DataError(f"{path}: want <key>.jpg, <key>.cls, both plain files; got {got}{' alone' * (not label)}")
         yield picture, label
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    """Whether a member's bytes lie in the tar as they are: no link, no device, no file with holes."""
+    return member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
     file = tar.extractfile(member)
     data = file.read() if file else b""
     if len(data) != member.size:
-        raise DataError(f"{tar.name!s}: {member.name} is cut short")
+        raise DataError(f"{path}: {shown(member.name)} is cut short")
     return data
+
+
+def _check_end(file: io.FileIO, at: int, path: Path) -> None:
+    """Raises DataError where tarfile has stopped at something else than the end: a damaged header ends it too."""
+    file.seek(at)
+    zeros = 0
+    while chunk := file.read(1 << 20):
+        if chunk.strip(b"\0"):
+            raise DataError(f"{path}: damaged from byte {at:,} on: neither a member nor the end of the tar is there")
+        zeros += len(chunk)
+    if zeros < 2 * BLOCK:
+        raise DataError(f"{path} is cut short: it does not end as a tar does")
+
+
+class _Bounded(io.FileIO):
+    """A file of which no more is read, and so no more memory taken, than it has, whatever a header says."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self._bytes = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        rest = max(0, self._bytes - self.tell())
+        return super().read(rest if size is None or size < 0 else min(size, rest)) or b""

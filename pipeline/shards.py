@@ -13,16 +13,17 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from .crop_jpeg import Excerpt, LayoutError, read_layout, splice, whole_picture
-from .errors import ConfigError, DataError
+from .errors import ConfigError, DataError, shown
 from .files import atomic_write
 from .pictures import I64, Begin, Pictures, unwatched
 
+T = TypeVar("T")
 FORMAT = "headrace-shards"
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -43,7 +44,6 @@ RECORD = np.dtype(
 MAX_SIDE = 65535  # pixels: what a record holds, and a JPEG
 
 BLOCK = 512  # a tar is made of these
-_CHUNK = 1 << 20  # records
 _OPEN_SHARDS = 256  # files a process keeps open: enough for ImageNet, far below the usual limit of 1,024
 
 
@@ -116,26 +116,56 @@ def read_manifest(root: Path) -> Manifest:
             f"{root} has no {MANIFEST}, so it is no finished folder of shards: "
             f"python tools/make_shards.py SRC {root} makes one, with --resume it goes on with one"
         ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {shown(error)}") from error
     try:
         if content["format"] != FORMAT or content["version"] != VERSION:
-            raise DataError(f"{path}: want {FORMAT} {VERSION}, got {content['format']} {content['version']}")
+            got = shown(f"{content['format']} {content['version']}")
+            raise DataError(f"{path}: want {FORMAT} {VERSION}, got {got}")
+        splits = _of(dict, content["splits"])
         return Manifest(
             root=root,
-            classes=tuple(str(name) for name in content["classes"]),
+            classes=tuple(_of(str, name) for name in _of(list, content["classes"])),
             splits={
-                split: tuple(
-                    ShardInfo(name=s["name"], samples=int(s["samples"]), bytes=int(s["bytes"]), sha256=s["sha256"])
-                    for s in body["shards"]
+                _plain_name(split): tuple(
+                    ShardInfo(
+                        name=_plain_name(s["name"]),
+                        samples=_count(s["samples"]),
+                        bytes=_count(s["bytes"]),
+                        sha256=_of(str, s["sha256"]),
+                    )
+                    for s in _of(list, body["shards"])
                 )
-                for split, body in content["splits"].items()
+                for split, body in splits.items()
             },
-            index_sha256={split: body["index_sha256"] for split, body in content["splits"].items()},
-            made=dict(content["made"]),
+            index_sha256={split: _of(str, body["index_sha256"]) for split, body in splits.items()},
+            made=_of(dict, content["made"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error!r}): make the shards again, or copy the manifest again") from error
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}: {shown(error)}): "
+            "make the shards again, or copy the manifest again"
+        ) from error
+
+
+def _of(kind: type[T], value: object) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"want {kind.__name__}, got {shown(repr(value))}")
+    return value
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not 0 <= _of(int, value) < 1 << 63:
+        raise ValueError(f"want a number from 0 on, got {shown(value)}")
+    return _of(int, value)
+
+
+def _plain_name(value: object) -> str:
+    """A name that leads nowhere but into the folder: a manifest may come from anywhere."""
+    name = _of(str, value)
+    if name != os.path.basename(name) or name in ("", ".", "..") or not name.isprintable() or len(name) > 200:
+        raise ValueError(f"want a plain file name, got {shown(repr(name))}")
+    return name
 
 
 @dataclasses.dataclass
@@ -320,24 +350,45 @@ def check_size(path: Path, info: ShardInfo) -> None:
 
 def read_index(manifest: Manifest, split: str) -> npt.NDArray[np.void]:
     """The records of a split, mapped. Raises DataError where the index is missing or does not fit the manifest."""
-    records = _map_index(manifest.index_path(split), sum(info.samples for info in manifest.splits[split]))
-    for first in range(0, len(records), _CHUNK):
+    path, infos = manifest.index_path(split), manifest.splits[split]
+    records = _map_index(path, sum(info.samples for info in infos))
+    first = 0
+    for info in infos:
+        if not info.samples:
+            continue
         # Read, not looked at through the map: what a map has shown stays in the process's memory.
         offset = records.offset + first * RECORD.itemsize  # type: ignore[attr-defined]  # of a memmap
-        chunk = np.fromfile(manifest.index_path(split), RECORD, _CHUNK, offset=offset)
-        if chunk["label"].max() >= len(manifest.classes):
+        part = np.fromfile(path, RECORD, info.samples, offset=offset)
+        if part["label"].max() >= len(manifest.classes):
             raise DataError(
-                f"index {manifest.index_path(split)}: a label is outside 0 ... {len(manifest.classes) - 1}, "
-                "the classes there are"
+                f"index {path}: a label is outside 0 ... {len(manifest.classes) - 1}, the classes there are"
             )
+        outside = (
+            (part["offset"] < BLOCK) | (part["offset"] > info.bytes) | (part["bytes"] > info.bytes - part["offset"])
+        )
+        wrong = outside | (part["header"] > part["bytes"]) | (part["width"] == 0) | (part["height"] == 0)
+        if wrong.any():
+            raise DataError(
+                f"index {path}: sample {first + int(wrong.argmax())} does not lie in {info.name}, or has no size; "
+                "copy the index again, or let make_shards.py --resume write it again"
+            )
+        first += info.samples
     return records
 
 
 def _map_index(path: Path, wanted: int) -> npt.NDArray[np.void]:
     try:
-        records: npt.NDArray[np.void] = np.load(path, mmap_mode="r" if wanted else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"index {path} cannot be read: {error}; make_shards.py --resume writes it again") from error
-    if records.dtype != RECORD or records.shape != (wanted,):
-        raise DataError(f"index {path}: want {wanted} records, got {records.shape} of {records.dtype}")
-    return records
+        with open(path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"want version 1.0 of its format, got {version}")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            if dtype != RECORD or shape != (wanted,):
+                raise ValueError(f"want {wanted} records, got {shown(shape)} of {shown(dtype)}")
+            if not wanted:
+                return np.empty(0, RECORD)
+            return np.memmap(file, RECORD, "r", file.tell(), (wanted,))
+    except Exception as error:  # numpy's reader of a damaged header raises whatever it trips over
+        raise DataError(
+            f"index {path} cannot be read: {shown(error)}; make_shards.py --resume writes it again"
+        ) from error

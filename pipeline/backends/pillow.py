@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from ..augment import Crops
 from ..crop_jpeg import Excerpt
@@ -19,6 +19,8 @@ from ..errors import DataError, PictureError
 from ..pictures import Pictures
 from ..resample import Pixels, Resampler
 
+# What a folder of pictures holds. Pillow knows forty more, and runs a program (Ghostscript) on one of them.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", *(("WEBP",) if features.check("webp") else ()))
 Image.MAX_IMAGE_PIXELS = 1 << 28  # 268 megapixels; a header that claims more is refused before anything is allocated
 
 
@@ -81,7 +83,7 @@ def open_picture(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise DataError(f"not a picture ({len(data)} bytes)" if data else "the file is empty") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

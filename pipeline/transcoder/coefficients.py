@@ -57,6 +57,8 @@ _MAX_SCANS = 1000
 _MAX_VISITS = 1 << 26  # blocks over all scans: seconds, not minutes, for a file that was made to take long
 _ARITHMETIC_VISIT = 16  # what an arithmetic-coded block may cost in others
 
+_TRANSFORMS = {1: range(256), 2: range(256), 3: (0, 1), 4: (0, 2)}  # Adobe's that libjpeg knows, by components
+
 _REFUSED = {
     0xC3: "lossless JPEG",
     0xCB: "lossless JPEG",
@@ -204,6 +206,8 @@ class _Reader:
                 blocks[plane.rows :, :, 0] = blocks[plane.rows - 1, :, 0]
             components.append(Component(id=plane.id, h=plane.h, v=plane.v, table=plane.table, blocks=blocks))
         jfif, adobe = self.colours
+        if adobe and adobe[11] not in _TRANSFORMS[len(components)] and not (jfif and len(components) == 3):
+            refuse(f"unknown colours: Adobe's transform {adobe[11]} of {len(components)} components")
         return Coefficients(
             width=frame.width,
             height=frame.height,

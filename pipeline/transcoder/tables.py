@@ -69,6 +69,8 @@ class Tables:
             size = 17 + sum(payload[1:17])
             if kind > 1 or number > 3 or len(payload) < size or size > 17 + 256:
                 refuse("a Huffman table is damaged")
+            if kind == 0 and max(payload[17:size], default=0) > 15:  # libjpeg refuses it, even where it is not used
+                refuse("a Huffman table is damaged")
             row = 4 * kind + number
             counts, symbols = np.frombuffer(payload[1:17], np.uint8), np.frombuffer(payload[17:size], np.uint8)
             if not build_table(counts, symbols, kind == 1, self.huffman[row]):
