@@ -17,6 +17,16 @@ from .folder import picture_size
 from .idx import idx_line
 from .shards import RECORD, ShardInfo
 
+_NAMED = 20  # members that are named, where more are odd
+_TYPES = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.DIRTYPE: "a folder",
+    tarfile.FIFOTYPE: "a pipe",
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScannedShard:
@@ -36,6 +46,7 @@ def scan_shard(path: Path) -> ScannedShard:
     try:
         digest = sha256_of(path)
         with tarfile.open(path, "r:") as tar:
+            _refuse_odd_members(tar, path)
             for picture, label in _pairs(tar, path):
                 key = picture.name.removesuffix(".jpg")
                 data = _content(tar, picture)
@@ -58,14 +69,29 @@ def _pairs(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[tarfile.TarInfo, 
     members = iter(tar)
     for picture in members:
         label = next(members, None)
-        if (
-            label is None
-            or not (picture.isreg() and label.isreg())
-            or not picture.name.endswith(".jpg")
-            or label.name != f"{picture.name.removesuffix('.jpg')}.cls"
-        ):
-            raise DataError(f"{path}: want <key>.jpg, <key>.cls; got {picture.name}, {label.name if label else None}")
+        key = picture.name.removesuffix(".jpg")
+        if key == picture.name:
+            raise DataError(f"{path}: want <key>.jpg, <key>.cls, ...; got {picture.name}, which belongs to no picture")
+        if label is None or label.name != f"{key}.cls":
+            after = label.name if label else "the end"
+            raise DataError(f"{path}: {picture.name} has no label: want {key}.cls after it, got {after}")
         yield picture, label
+
+
+def _refuse_odd_members(tar: tarfile.TarFile, path: Path) -> None:
+    """A shard's members are plain files below it. Nothing is ever followed or written, but it is no shard of ours."""
+    odd = [f"{member.name} ({why})" for member in tar.getmembers() if (why := _odd(member))]
+    if odd:
+        more = f" and {len(odd) - _NAMED} more" if len(odd) > _NAMED else ""
+        raise DataError(f"{path} holds what does not belong into a shard: {', '.join(odd[:_NAMED])}{more}")
+
+
+def _odd(member: tarfile.TarInfo) -> str:
+    if member.name.startswith("/"):
+        return "an absolute name"
+    if ".." in member.name.split("/"):
+        return "a name that leads out"
+    return "" if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) else _TYPES.get(member.type, "no plain file")
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
