@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .crop_jpeg import Excerpt, whole_picture
 from .errors import ConfigError, DataError, PictureError
 from .files import printable, read_regular
-from .jpeg import read_header
+from .jpeg import MAX_PIXELS, read_header
 from .pictures import I64, Pictures
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -85,8 +85,10 @@ class FolderPictures(Pictures):
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels from a picture's header. Raises DataError where it is no picture."""
+    """Width and height in pixels from a picture's header. Raises DataError where it is none, or absurdly large."""
     if header := read_header(data):
+        if header.width * header.height > MAX_PIXELS:
+            raise DataError(f"the header claims an absurd size: {header.width}x{header.height} pixels")
         return header.width, header.height
     from .backends.pillow import open_picture  # for PNG and the like: the few files that are no JPEG
 

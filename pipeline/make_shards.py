@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .console import run_tool
-from .errors import ConfigError
+from .errors import ConfigError, DataError
+from .files import WriteError
 from .host import available_cores
 from .prepare import JPEG_MODES
 from .shards import MANIFEST
@@ -86,7 +87,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     if config.world_size > 1:
         world = config.world_size
         print(f"rank {config.rank} of {world} writes the shards n with n % {world} == {config.rank}", flush=True)
-    manifest, skipped = write_shards(config)
+    try:
+        manifest, skipped = write_shards(config)
+    except WriteError as error:
+        raise DataError(f"{error}; make room, then go on with --resume") from error
     elapsed_s = time.monotonic() - start
     for split, shards in manifest.splits.items():
         samples, size = sum(s.samples for s in shards), sum(s.bytes for s in shards)

@@ -7,6 +7,7 @@ fails says so in a file that the others look at, and they end too.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import secrets
@@ -65,7 +66,8 @@ class Rendezvous:
         """Tell the others."""
         if self.world_size > 1 and self._failure(run) is None:
             reason = str(error) or type(error).__name__
-            self._write(_FAILED, {"run": run, "rank": self.rank, "error": reason})
+            with contextlib.suppress(DataError):  # where even that cannot be written, the error itself says why
+                self._write(_FAILED, {"run": run, "rank": self.rank, "error": reason})
 
     def check(self, run: str) -> None:
         """Raises DataError where another rank has failed."""
@@ -106,7 +108,8 @@ class Rendezvous:
         while not until():
             now = time.monotonic()
             if now - start > within_s:
-                raise DataError(f"rank {self.rank} of {self.world_size} has waited {within_s:.0f} s for {what}")
+                who = f"rank {self.rank} of {self.world_size} (RANK and WORLD_SIZE)"
+                raise DataError(f"{who} has waited {within_s:.0f} s for {what}")
             if now - said > _SAY_EVERY_S:
                 said = now
                 print(f"rank {self.rank}: waiting for {what}, {now - start:.0f} s", file=sys.stderr, flush=True)

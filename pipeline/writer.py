@@ -17,7 +17,7 @@ import numpy as np
 from . import __version__
 from .console import Progress
 from .errors import ConfigError, DataError
-from .files import WriteError, atomic_write, partial_name
+from .files import atomic_write, partial_name
 from .folder import Folder, folder_classes, folder_splits, open_folder
 from .idx import idx_name
 from .outcome import Outcome, outcome_path, outcomes_of, read_outcome, summary
@@ -180,12 +180,10 @@ def _write_split(
                 if isinstance(result, Exception):
                     raise result
                 outcomes.append(result)
-        except BaseException as error:
+        except BaseException:
             for plan in plans:  # what a worker was at when it was ended
                 for name in (plan.name, idx_name(plan.name), outcome_path(config.destination, plan.name).name):
                     partial_name(config.destination / name).unlink(missing_ok=True)
-            if isinstance(error, WriteError):
-                raise WriteError(f"{error}; make room, then go on with --resume") from error
             raise
     return outcomes
 

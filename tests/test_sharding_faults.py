@@ -571,7 +571,7 @@ def test_fault_23_resuming_remembers_what_the_tars_do_not_hold(damaged: Path, tm
     config = {"source": damaged, "shard_mb": 0.1, "on_error": "skip", "workers": 1}
     manifest, skipped = write_shards(WriterConfig(destination=tmp_path / "whole", **config))  # type: ignore[arg-type]
     assert (len(skipped), len(manifest.made["normalised"]), len(manifest.made["warnings"])) == (1, 7, 1)
-    assert manifest.made["progressive"] == 4
+    assert manifest.made["progressive"] == 6
     half = tmp_path / "half"
     process = make_shards(damaged, half, "--shard-mb", 0.1, "--on-error", "skip", "--workers", 1)
     deadline = time.monotonic() + 60

@@ -17,10 +17,11 @@ from PIL import Image, UnidentifiedImageError, features
 from ..augment import Crops
 from ..crop_jpeg import Excerpt
 from ..errors import DataError, PictureError
+from ..jpeg import MAX_PIXELS
 from ..pictures import Pictures
 from ..resample import Pixels, Resampler
 
-Image.MAX_IMAGE_PIXELS = 1 << 28  # 268 megapixels; a header that claims more is refused before anything is allocated
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no more: Pillow would run PostScript, too
 _ORIENTATION = 0x0112  # EXIF
 

@@ -163,7 +163,7 @@ class _Reader:
         units, grid = frame.units(planes, rows)
         self.visits += grid[1] * len(units) * (_ARITHMETIC_VISIT if frame.arithmetic else 1)
         if self.visits > _MAX_VISITS:
-            reject("a picture that would take too long: too many blocks and scans")
+            refuse("a picture that would take too long: too many blocks and scans")
         self._decode(frame, units, grid, spectrum)
 
     def _latch_quantisation(self, planes: list[Plane]) -> None:

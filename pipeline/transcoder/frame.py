@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ..jpeg import MAX_PIXELS
 from .tables import refuse, reject
 
-MAX_PIXELS = 1 << 28
 _MAX_UNITS = 10  # blocks in an interleaved MCU (B.2.3)
 
 # Kinds of frame that are read, and the most blocks that a byte can hold: sequential Huffman takes 2 bits for a block,

@@ -9,7 +9,8 @@ import contextlib
 import dataclasses
 
 from ..exif import read_orientation
-from .frame import BLOCKS_PER_BYTE, MAX_PIXELS, Frame
+from ..jpeg import MAX_PIXELS
+from .frame import BLOCKS_PER_BYTE, Frame
 from .tables import DamagedJpegError, NotTranscodableError, reject
 
 MAX_SCANS = 100  # a progressive picture has about ten; decoding takes scans x blocks, so thousands would take minutes
