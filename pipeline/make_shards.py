@@ -39,8 +39,8 @@ def parse(argv: Sequence[str] | None) -> WriterConfig:
     parser.add_argument("--split", metavar="A,B", help="which splits (default: those that SRC has)")
     parser.add_argument("--jpeg", choices=JPEG_MODES, default="crop",
                         help="crop: the same pixels, rewritten so that a crop is decoded at the price of the crop; "
-                        "what is no grey or colour JPEG is encoded as one (default); recode: resized and encoded anew, likewise; "
-                        "verbatim: as they are")  # fmt: skip
+                        "what is no grey or colour JPEG is encoded as one (default); recode: resized and encoded anew, "
+                        "likewise; verbatim: as they are")  # fmt: skip
     parser.add_argument("--max-side", metavar="N", type=int, default=400, help="recode: long side (default: 400)")
     parser.add_argument("--quality", metavar="Q", type=int, default=90, help="recode: JPEG quality (default: 90)")
     parser.add_argument("--shard-mb", metavar="MB", type=float, default=128.0, help="size of a tar (default: 128)")
