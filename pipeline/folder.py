@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from .crop_jpeg import Excerpt, whole_picture
 from .errors import ConfigError, DataError, PictureError
-from .jpeg import read_header
+from .files import printable, read_regular
+from .jpeg import MAX_PIXELS, read_header
 from .pictures import I64, Begin, Pictures, unwatched
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -61,10 +62,8 @@ class Folder:
 
     def read(self, index: int) -> bytes:
         """The picture's bytes. Raises DataError where they cannot be had."""
-        path = os.path.join(self.root, self.name(index))
         try:
-            with open(path, "rb", buffering=0) as file:
-                return file.read()
+            return read_regular(os.path.join(self.root, self.name(index)))
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}") from error
 
@@ -101,8 +100,10 @@ class FolderPictures(Pictures):
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels from a picture's header. Raises DataError where it is no picture."""
+    """Width and height in pixels from a picture's header. Raises DataError where it is none, or absurdly large."""
     if header := read_header(data):
+        if header.width * header.height > MAX_PIXELS:
+            raise DataError(f"the header claims an absurd size: {header.width}x{header.height} pixels")
         return header.width, header.height
     from .backends.pillow import open_picture  # for PNG and the like: the few files that are no JPEG
 
@@ -128,37 +129,78 @@ def folder_splits(root: Path, wanted: tuple[str, ...] | None = None) -> dict[str
 
 
 def folder_classes(splits: dict[str, Path]) -> tuple[str, ...]:
-    """The class names of all splits together, sorted: their places are the labels."""
-    names = {entry.name for path in splits.values() for entry in os.scandir(path) if _is_class(entry)}
+    """The class names of all splits together, sorted: their places are the labels.
+
+    Raises DataError for pictures that lie beside the class folders, so that nobody knows their class, and for what
+    cannot be looked at: all of it is named.
+    """
+    names: set[str] = set()
+    stray: list[str] = []
+    unreadable: list[str] = []
+    for path in splits.values():
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_symlink() and not os.path.exists(entry.path):
+                        unreadable.append(f"{entry.path}: a link that leads nowhere")
+                    elif entry.is_dir():
+                        names.add(entry.name)
+                    elif entry.name.lower().endswith(EXTENSIONS):
+                        stray.append(entry.path)
+        except OSError as error:
+            unreadable.append(f"{path}: {error.strerror}")
+    _refuse_unreadable(unreadable)
+    if stray:
+        raise DataError(
+            f"{len(stray)} picture{'s'[: len(stray) > 1]} beside the class folders {_have(stray)} no class: "
+            f"{_some(sorted(stray))}: move each into the folder of its class, or away"
+        )
     if not names:
         where = " or ".join(str(path) for path in splits.values())
         raise DataError(f"no class folder in {where}: pictures belong in <class>/<picture>")
     return tuple(sorted(names))
 
 
-def _is_class(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".")
+def _have(things: list[str]) -> str:
+    return "have" if len(things) > 1 else "has"
+
+
+def _some(things: list[str], most: int = 3) -> str:
+    more = f" and {len(things) - most:,} more" if len(things) > most else ""
+    return f"{', '.join(printable(thing) for thing in things[:most])}{more}"
+
+
+def _refuse_unreadable(unreadable: list[str]) -> None:
+    """Raises DataError with all folders that cannot be listed."""
+    if unreadable:
+        listed = "\n  ".join(printable(line) for line in unreadable)
+        raise DataError(f"{len(unreadable)} folder{'s'[: len(unreadable) > 1]} cannot be read:\n  {listed}")
 
 
 def open_folder(path: Path, classes: tuple[str, ...]) -> Folder:
     """List one split. Pictures are numbered by class, then by name; files that are no pictures by name are left out.
 
-    Raises DataError where a class folder is empty or unreadable.
+    Raises DataError where class folders are empty or unreadable.
     """
     names: list[bytes] = []
     labels: list[int] = []
     empty: list[str] = []
+    unreadable: list[str] = []
     for label, name in enumerate(classes):
-        if not (path / name).is_dir():
-            continue  # a class of another split
         try:
             pictures = sorted(f for f in os.listdir(path / name) if f.lower().endswith(EXTENSIONS) and f[0] != ".")
+        except FileNotFoundError:
+            continue  # a class of another split
         except OSError as error:
-            raise DataError(f"cannot list {path / name}: {error.strerror}") from error
+            unreadable.append(f"{path / name}: {error.strerror}")
+            continue
         if not pictures:
             empty.append(name)
         names += [os.fsencode(os.path.join(name, picture)) for picture in pictures]
         labels += [label] * len(pictures)
+    _refuse_unreadable(unreadable)
     if empty:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         raise DataError(f"no picture in {path}/{{{','.join(empty[:3])}}}{more}: remove the empty class or fill it")

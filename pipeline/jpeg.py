@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 
+MAX_PIXELS = 1 << 28  # 268 megapixels; a header that claims more is refused before anything is allocated
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JpegHeader:

@@ -11,6 +11,7 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
+from .errors import DataError
 from .folder import Folder
 from .order import epoch_order
 from .shards import shard_name
@@ -26,6 +27,7 @@ class ShardPlan:
     name: str
     samples: npt.NDArray[np.int64]
     keys: tuple[str, ...]
+    digest: str  # of the keys, labels and files' sizes: what tells this plan from that of a folder that has changed
 
 
 def plan_shards(folder: Folder, split: str, *, seed: int, shard_bytes: float) -> list[ShardPlan]:
@@ -34,14 +36,30 @@ def plan_shards(folder: Folder, split: str, *, seed: int, shard_bytes: float) ->
     Classes are mixed by the shuffle, so a shard looks like the data set. The number of shards follows from the
     files' sizes alone.
     """
-    total = sum(os.path.getsize(os.path.join(folder.root, folder.name(i))) for i in range(len(folder)))
-    count = min(len(folder), max(1, round(total / shard_bytes)))
+    sizes = [_size(os.path.join(folder.root, folder.name(i))) for i in range(len(folder))]
+    count = min(len(folder), max(1, round(sum(sizes) / shard_bytes)))
     order = epoch_order(len(folder), seed=seed, epoch=0, shuffle=True)
     keys = sample_keys(folder)
-    return [
-        ShardPlan(name=shard_name(split, number), samples=samples, keys=tuple(keys[i] for i in samples.tolist()))
-        for number, samples in enumerate(np.array_split(order, count))
-    ]
+    plans = []
+    for number, samples in enumerate(np.array_split(order, count)):
+        content = "".join(f"{keys[i]} {folder.labels[i]} {sizes[i]}\n" for i in samples.tolist())
+        plans.append(
+            ShardPlan(
+                name=shard_name(split, number),
+                samples=samples,
+                keys=tuple(keys[i] for i in samples.tolist()),
+                digest=hashlib.sha256(content.encode()).hexdigest()[:16],
+            )
+        )
+    return plans
+
+
+def _size(path: str) -> int:
+    """In bytes; 0 of what cannot be looked at: whoever reads it will say why."""
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
 
 
 def sample_keys(folder: Folder) -> list[str]:
@@ -58,10 +76,14 @@ def sample_keys(folder: Folder) -> list[str]:
         counts = Counter(keys)
         clash = {i for i, key in enumerate(keys) if counts[key] > 1} - whole
         if not clash:
-            return keys
+            break
         whole |= clash
         for i in clash:
             keys[i] = _key(names[i])
+    twice = [key for key, number in counts.items() if number > 1]
+    if twice:
+        raise DataError(f"{folder.root}: several pictures would have the key {twice[0]}: rename all but one of them")
+    return keys
 
 
 def _key(name: bytes) -> str:

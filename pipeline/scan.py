@@ -20,6 +20,16 @@ from .shards import BLOCK, MAX_SIDE, RECORD, ShardInfo
 
 _LABEL_DIGITS = 9  # of a class number: what a record holds
 
+_NAMED = 20  # members that are named, where more are odd
+_TYPES = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.DIRTYPE: "a folder",
+    tarfile.FIFOTYPE: "a pipe",
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScannedShard:
@@ -39,6 +49,7 @@ def scan_shard(path: Path) -> ScannedShard:
     try:
         digest = sha256_of(path)
         with _Bounded(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            _refuse_odd_members(tar, path)
             for picture, label in _pairs(tar, path):
                 key = picture.name.removesuffix(".jpg")
                 data = _content(tar, picture, path)
@@ -73,20 +84,33 @@ def _pairs(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[tarfile.TarInfo, 
     members = iter(tar)
     for picture in members:
         label = next(members, None)
-        if (
-            label is None
-            or not (_is_plain(picture) and _is_plain(label))
-            or not picture.name.endswith(".jpg")
-            or label.name != f"{picture.name.removesuffix('.jpg')}.cls"
-        ):
-            got = ", ".join(shown(member.name) for member in (picture, label) if member)
-            raise DataError(f"{path}: want <key>.jpg, <key>.cls, both plain files; got {got}{' alone' * (not label)}")
+        key = picture.name.removesuffix(".jpg")
+        if key == picture.name:
+            raise DataError(
+                f"{path}: want <key>.jpg, <key>.cls, ...; got {shown(picture.name)}, which belongs to no picture"
+            )
+        if label is None or label.name != f"{key}.cls":
+            after = shown(label.name) if label else "the end"
+            raise DataError(f"{path}: {shown(picture.name)} has no label: want {shown(key)}.cls after it, got {after}")
         yield picture, label
 
 
-def _is_plain(member: tarfile.TarInfo) -> bool:
-    """Whether a member's bytes lie in the tar as they are: no link, no device, no file with holes."""
-    return member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+def _refuse_odd_members(tar: tarfile.TarFile, path: Path) -> None:
+    """A shard's members are plain files below it. Nothing is ever followed or written, but it is no shard of ours."""
+    odd = [f"{shown(member.name)} ({why})" for member in tar.getmembers() if (why := _odd(member))]
+    if odd:
+        more = f" and {len(odd) - _NAMED} more" if len(odd) > _NAMED else ""
+        raise DataError(f"{path} holds what does not belong into a shard: {', '.join(odd[:_NAMED])}{more}")
+
+
+def _odd(member: tarfile.TarInfo) -> str:
+    if member.name.startswith("/"):
+        return "an absolute name"
+    if ".." in member.name.split("/"):
+        return "a name that leads out"
+    if member.issparse():
+        return "a file with holes"
+    return "" if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) else _TYPES.get(member.type, "no plain file")
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:

@@ -22,6 +22,7 @@ from .crop_jpeg import Excerpt, LayoutError, read_layout, splice, whole_picture
 from .errors import ConfigError, DataError, shown
 from .files import atomic_write
 from .pictures import I64, Begin, Pictures, unwatched
+from .verify import check_head
 
 T = TypeVar("T")
 FORMAT = "headrace-shards"
@@ -318,6 +319,7 @@ def open_shards(root: Path, split: str) -> Shards:
     infos = manifest.splits[split]
     for info in infos:
         check_size(root / info.name, info)
+        check_head(root / info.name, info)
     records = read_index(manifest, split)
     counts = np.array([info.samples for info in infos], np.int64)
     return Shards(

@@ -1,4 +1,4 @@
-"""Folder -> shards: which sample goes where, the tars themselves, and the manifest at the end.
+"""Folder -> shards: who writes which, and the indexes and the manifest at the end.
 
 What is written depends on the pictures, the seed and the shard size alone: any number of workers, and a run that was
 interrupted and resumed, give the same bytes.
@@ -7,38 +7,26 @@ interrupted and resumed, give the same bytes.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
-import tarfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from . import __version__
 from .console import Progress
 from .errors import ConfigError, DataError
-from .files import atomic_write
+from .files import atomic_write, partial_name
 from .folder import Folder, folder_classes, folder_splits, open_folder
-from .idx import idx_line, idx_name, idx_text
+from .idx import idx_name
+from .outcome import Outcome, outcome_path, outcomes_of, read_outcome, summary
 from .plan import ShardPlan, plan_shards
-from .prepare import JPEG_MODES, Recode, prepare
+from .prepare import JPEG_MODES, Recode
 from .processes import map_in_processes
-from .scan import scan_shard
-from .shards import (
-    BLOCK,
-    MANIFEST,
-    MAX_SIDE,
-    RECORD,
-    Manifest,
-    ShardInfo,
-    index_name,
-    read_manifest,
-    write_manifest,
-)
+from .rendezvous import Rendezvous
+from .shard_writer import HashedFile, Policy, ShardWriter
+from .shards import MANIFEST, MAX_SIDE, Manifest, index_name, read_manifest, write_manifest
 from .transcoder import compile_kernels
 
 MIN_MAX_SIDE = 16
@@ -58,8 +46,15 @@ class WriterConfig:
     shard_mb: float = 128.0
     workers: int = 1
     on_error: str = "fail"
+    on_warning: str = "keep"
     seed: int = 0
     resume: bool = False
+    rank: int = 0  # several machines: this one writes the shards whose number leaves its rank, divided by world_size
+    world_size: int = 1
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(on_error=self.on_error, on_warning=self.on_warning)
 
     def __post_init__(self) -> None:
         if self.jpeg not in JPEG_MODES:
@@ -74,166 +69,158 @@ class WriterConfig:
             raise ConfigError(f"--workers must be at least 1, was {self.workers}")
         if self.on_error not in ("fail", "skip"):
             raise ConfigError(f"--on-error must be fail or skip, was {self.on_error!r}")
+        if self.on_warning not in ("keep", "skip", "fail"):
+            raise ConfigError(f"--on-warning must be keep, skip or fail, was {self.on_warning!r}")
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(f"RANK must be in [0, WORLD_SIZE - 1 = {self.world_size - 1}], was {self.rank}")
         if self.seed < 0:
             raise ConfigError(f"--seed must be at least 0, was {self.seed}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WrittenShard:
-    """One tar as it was written, with its part of the split's index."""
-
-    info: ShardInfo
-    records: npt.NDArray[np.void]
-    skipped: tuple[str, ...] = ()  # one line for each picture that was left out
-
-
-class _HashedFile:
-    """A file that is being written: counts and hashes what passes."""
-
-    def __init__(self, file: BinaryIO):
-        self._file = file
-        self._hash = hashlib.sha256()
-        self.bytes = 0
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-        self.bytes += len(data)
-
-    def member(self, name: str, data: bytes) -> int:
-        """Append one file to the tar; returns where its data begins. No time, no owner: the same bytes every time."""
-        info = tarfile.TarInfo(name)
-        info.size, info.mode = len(data), 0o444
-        self.write(info.tobuf(tarfile.USTAR_FORMAT))
-        offset = self.bytes
-        self.write(data + bytes(-len(data) % BLOCK))
-        return offset
-
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ShardWriter:
-    """Writes the shards of one split; called once for each, in any process."""
-
-    folder: Folder
-    source: str  # the folder's root is named relative to it in messages
-    destination: Path
-    jpeg: str
-    recode: Recode
-    on_error: str
-    resume: bool
-    finished: dict[str, ShardInfo]  # what the manifest says, where the folder was finished before
-
-    def __call__(self, plan: ShardPlan, count: Callable[[], None]) -> WrittenShard:
-        """Write one tar and its .idx, or find them already written. ``count`` is called for each picture."""
-        if self.resume and (written := self._already_written(plan)):
-            for _ in plan.keys:
-                count()
-            return written
-        records = np.zeros(len(plan.samples), RECORD)
-        idx: list[str] = []
-        skipped: list[str] = []
-        with atomic_write(self.destination / plan.name) as file:
-            tar = _HashedFile(file)
-            for sample, key in zip(plan.samples.tolist(), plan.keys, strict=True):
-                count()
-                try:
-                    picture = prepare(self.jpeg, self.folder.read(sample), self.recode)
-                except DataError as error:
-                    path = os.path.join(self.folder.root, self.folder.name(sample))
-                    skipped.append(f"{os.path.relpath(path, self.source)}: {error}")
-                    continue
-                label = int(self.folder.labels[sample])
-                at = tar.member(f"{key}.jpg", picture.data)
-                label_text = str(label).encode()
-                label_at = tar.member(f"{key}.cls", label_text)
-                size = len(picture.data)
-                records[len(idx)] = (at, size, label, picture.width, picture.height, picture.header, picture.crc)
-                idx.append(idx_line(key, at, size, label_at, len(label_text)))
-            if skipped and self.on_error == "fail":
-                raise _DamagedError(skipped)
-            tar.write(bytes(2 * BLOCK))  # the end of a tar
-        self._write_idx(plan, idx)
-        info = ShardInfo(name=plan.name, samples=len(idx), bytes=tar.bytes, sha256=tar.sha256())
-        return WrittenShard(info=info, records=records[: len(idx)], skipped=tuple(skipped))
-
-    def _write_idx(self, plan: ShardPlan, lines: list[str]) -> None:
-        with atomic_write(self.destination / idx_name(plan.name)) as file:
-            file.write(idx_text(lines).encode())
-
-    def _already_written(self, plan: ShardPlan) -> WrittenShard | None:
-        """The shard as an earlier run left it, where it holds just what the plan says."""
-        try:
-            scanned = scan_shard(self.destination / plan.name)
-        except DataError:
-            return None
-        if scanned.keys != plan.keys or not np.array_equal(scanned.records["label"], self.folder.labels[plan.samples]):
-            return None
-        if self.finished.get(plan.name, scanned.info) != scanned.info:
-            return None  # it has changed since
-        self._write_idx(plan, scanned.idx)
-        return WrittenShard(info=scanned.info, records=scanned.records)
-
-
-class _DamagedError(Exception):
-    """The pictures of a shard that cannot be used, a line each."""
 
 
 def write_shards(config: WriterConfig) -> tuple[Manifest, list[str]]:
     """Make the folder of shards; returns its manifest and a line for each picture that was skipped.
 
-    Raises ConfigError for a wrong call, DataError for damaged pictures with ``on_error="fail"``: all of them are
-    named, and no manifest is written.
+    With a ``world_size``, each rank writes its shards; rank 0 waits for all and completes the folder, the others
+    return when theirs are written, with a manifest of those. Raises ConfigError for a wrong call, DataError for damaged
+    pictures with ``on_error="fail"``: all of them are named, and no manifest is written.
     """
     paths = folder_splits(config.source, config.splits)
-    classes = folder_classes(paths)
-    folders = {split: open_folder(path, classes) for split, path in paths.items()}
     made: dict[str, object] = {
         "by": f"headrace {__version__}",
-        "splits": list(folders),
+        "splits": list(paths),
         "jpeg": config.jpeg,
         "seed": config.seed,
         "shard_mb": config.shard_mb,
     }
     if config.jpeg == "recode":
         made |= {"max_side": config.max_side, "quality": config.quality}
-    finished = _claim(config, made)
-    splits: dict[str, tuple[ShardInfo, ...]] = {}
-    index_sha256: dict[str, str] = {}
-    skipped: list[str] = []
-    damaged: list[str] = []
-    as_they_are = 0
+    before = _look_at(config, made)
+    ranks = Rendezvous(folder=config.destination, rank=config.rank, world_size=config.world_size)
+    run = ranks.meet()
+    try:
+        classes = folder_classes(paths)
+        folders = {split: open_folder(path, classes) for split, path in paths.items()}
+        if config.rank == 0:
+            with atomic_write(config.destination / _MAKING) as file:
+                file.write(json.dumps(made).encode())
+        if config.jpeg != "verbatim":
+            compile_kernels()  # once, before every worker would
+        split_plans = {
+            split: plan_shards(folder, split, seed=config.seed, shard_bytes=config.shard_mb * 1e6)
+            for split, folder in folders.items()
+        }
+        outcomes: dict[str, list[Outcome]] = {}
+        for split, plans in split_plans.items():
+            mine = plans[config.rank :: config.world_size]
+            outcomes[split] = _write_split(config, split, folders[split], mine, before, ranks, run)
+        ranks.finish(run)
+        if config.rank == 0 and config.world_size > 1:
+            outcomes = {split: list(_collect(config, plans, ranks, run)) for split, plans in split_plans.items()}
+    except BaseException as error:
+        ranks.fail(run, error)
+        raise
+    _refuse_damaged([line for some in outcomes.values() for outcome in some for line in outcome.damaged])
+    made |= {"policy": str(config.policy)} | summary(outcome for some in outcomes.values() for outcome in some)
     if config.jpeg != "verbatim":
-        compile_kernels()  # once, before every worker would
-    for split, folder in folders.items():
-        written, lost = _write_split(config, split, folder, finished)
-        damaged += lost
-        if damaged:
-            continue  # go on looking: the user wants the whole list
-        skipped += [line for shard in written for line in shard.skipped]
-        as_they_are += sum(int((shard.records["header"] == 0).sum()) for shard in written)
-        splits[split] = tuple(shard.info for shard in written)
-        with atomic_write(config.destination / index_name(split)) as file:
-            index = _HashedFile(file)
-            np.lib.format.write_array(index, np.concatenate([shard.records for shard in written]), allow_pickle=False)
-        index_sha256[split] = index.sha256()
-        _remove_others(config.destination, split, {info.name for info in splits[split]})
+        made["not_crop_addressed"] = sum(
+            int((outcome.records["header"] == 0).sum()) for some in outcomes.values() for outcome in some
+        )
+    manifest = Manifest(
+        root=config.destination,
+        classes=classes,
+        splits={split: tuple(o.info for o in some if o.info) for split, some in outcomes.items()},
+        index_sha256={},
+        made=made,
+    )
+    if config.rank == 0:
+        _complete(manifest, outcomes)
+        ranks.leave()
+    return manifest, list(manifest.made.get("skipped", []))
+
+
+def _refuse_damaged(damaged: list[str]) -> None:
     if damaged:
         listed = "\n  ".join(damaged)
         raise DataError(
             f"{len(damaged)} damaged picture{'s' if len(damaged) > 1 else ''}; mend or remove them and go on with "
             f"--resume, or leave them out with --resume --on-error skip:\n  {listed}"
         )
-    if skipped:
-        made["skipped"] = skipped
-    if config.jpeg != "verbatim":
-        made["not_crop_addressed"] = as_they_are
-    manifest = Manifest(root=config.destination, classes=classes, splits=splits, index_sha256=index_sha256, made=made)
+
+
+def _write_split(
+    config: WriterConfig,
+    split: str,
+    folder: Folder,
+    plans: list[ShardPlan],
+    before: dict[str, Outcome] | None,
+    ranks: Rendezvous,
+    run: str,
+) -> list[Outcome]:
+    """Write a split's shards, of which some pictures may be damaged. Raises what else goes wrong, and cleans up."""
+    writer = ShardWriter(
+        folder=folder,
+        source=str(config.source),
+        destination=config.destination,
+        jpeg=config.jpeg,
+        recode=Recode(max_side=config.max_side, quality=config.quality),
+        policy=config.policy,
+        run=run,
+        before=before,
+    )
+    outcomes: list[Outcome] = []
+    label = split if config.world_size == 1 else f"{split}, rank {config.rank}"
+    with Progress(label, sum(len(plan.keys) for plan in plans), "pictures") as progress:
+
+        def update(done: int) -> None:
+            progress.update(done)
+            ranks.check(run)
+
+        try:
+            for result in map_in_processes(writer, plans, workers=config.workers, progress=update):
+                if isinstance(result, Exception):
+                    raise result
+                outcomes.append(result)
+        except BaseException:
+            for plan in plans:  # what a worker was at when it was ended
+                for name in (plan.name, idx_name(plan.name), outcome_path(config.destination, plan.name).name):
+                    partial_name(config.destination / name).unlink(missing_ok=True)
+            raise
+    return outcomes
+
+
+def _collect(config: WriterConfig, plans: list[ShardPlan], ranks: Rendezvous, run: str) -> Iterator[Outcome]:
+    """The outcomes of all ranks, in order; waits for those that are still at it."""
+    for number, plan in enumerate(plans):
+        rank = number % config.world_size
+        found: list[Outcome] = []
+
+        def is_there(name: str = plan.name, found: list[Outcome] = found) -> bool:
+            outcome = read_outcome(config.destination, name)
+            if outcome is None or outcome.run != run:
+                return False
+            found.append(outcome)
+            return True
+
+        ranks.wait_for(run, rank, is_there, f"{plan.name} ({number} of {len(plans)} are there)")
+        if found[0].plan != plan.digest:
+            raise DataError(f"rank {rank} has other pictures in {plan.name} than rank 0: does it see the same SRC?")
+        yield found[0]
+
+
+def _complete(manifest: Manifest, outcomes: dict[str, list[Outcome]]) -> None:
+    """The indexes, then the manifest; then what was needed until then goes."""
+    destination = manifest.root
+    for split, some in outcomes.items():
+        with atomic_write(destination / index_name(split)) as file:
+            index = HashedFile(file)
+            np.lib.format.write_array(index, np.concatenate([o.records for o in some]), allow_pickle=False)
+        manifest.index_sha256[split] = index.sha256()
+        _remove_others(destination, split, {info.name for info in manifest.splits[split]})
     write_manifest(manifest)
-    (config.destination / _MAKING).unlink()
-    return manifest, skipped
+    (destination / _MAKING).unlink()
+    for split in outcomes:
+        for path in destination.glob(f".{split}-[0-9][0-9][0-9][0-9][0-9][0-9].json"):
+            path.unlink()
 
 
 def _remove_others(destination: Path, split: str, names: set[str]) -> None:
@@ -244,16 +231,18 @@ def _remove_others(destination: Path, split: str, names: set[str]) -> None:
             (destination / idx_name(tar.name)).unlink(missing_ok=True)
 
 
-def _claim(config: WriterConfig, made: dict[str, object]) -> dict[str, ShardInfo]:
-    """Take the destination: a new or empty folder, or with ``resume`` one that was being made in the same way.
+def _look_at(config: WriterConfig, made: dict[str, object]) -> dict[str, Outcome] | None:
+    """Refuse a destination but a new or empty folder, or with ``resume`` one that was being made in the same way.
 
-    Returns the shards of a folder that was finished before, by name.
+    Returns what the manifest of a finished one says, by shard, or None without ``resume``.
     """
-    finished: dict[str, ShardInfo] = {}
+    before: dict[str, Outcome] = {}
     destination = config.destination
     try:
         destination.mkdir(parents=True, exist_ok=True)
         holds = [name for name in os.listdir(destination) if name == _MAKING or not name.startswith(".")]
+        if config.rank and MANIFEST not in holds and _MAKING in holds:
+            holds = []  # rank 0 has been here just now, or before: it is its affair
     except OSError as error:
         raise ConfigError(f"cannot write to {destination}: {error.strerror}") from error
     if holds and not config.resume:
@@ -262,19 +251,17 @@ def _claim(config: WriterConfig, made: dict[str, object]) -> dict[str, ShardInfo
     if holds:
         if MANIFEST in holds:
             manifest = read_manifest(destination)
-            before = manifest.made
-            finished = {info.name: info for infos in manifest.splits.values() for info in infos}
+            was = manifest.made
+            before = outcomes_of(manifest)
         else:
-            before = _read_making(destination)
+            was = _read_making(destination)
         for name, value in made.items():
-            if before.get(name) != value:
+            if was.get(name) != value:
                 raise ConfigError(
-                    f"{destination} was begun with {name} {before.get(name)!r}, now it is {value!r}: "
+                    f"{destination} was begun with {name} {was.get(name)!r}, now it is {value!r}: "
                     "resume with the same, or choose another folder"
                 )
-    with atomic_write(destination / _MAKING) as file:
-        file.write(json.dumps(made).encode())
-    return finished
+    return before if config.resume else None
 
 
 def _read_making(destination: Path) -> dict[str, object]:
@@ -282,30 +269,3 @@ def _read_making(destination: Path) -> dict[str, object]:
         return dict(json.loads((destination / _MAKING).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{destination} is not empty and holds no shards that were begun: {error}") from error
-
-
-def _write_split(
-    config: WriterConfig, split: str, folder: Folder, finished: dict[str, ShardInfo]
-) -> tuple[list[WrittenShard], list[str]]:
-    plans = plan_shards(folder, split, seed=config.seed, shard_bytes=config.shard_mb * 1e6)
-    writer = ShardWriter(
-        folder=folder,
-        source=str(config.source),
-        destination=config.destination,
-        jpeg=config.jpeg,
-        recode=Recode(max_side=config.max_side, quality=config.quality),
-        on_error=config.on_error,
-        resume=config.resume,
-        finished=finished,
-    )
-    written: list[WrittenShard] = []
-    damaged: list[str] = []
-    with Progress(split, len(folder), "pictures") as progress:
-        for result in map_in_processes(writer, plans, workers=config.workers, progress=progress.update):
-            if isinstance(result, WrittenShard):
-                written.append(result)
-            elif isinstance(result, _DamagedError):
-                damaged += result.args[0]
-            else:
-                raise result
-    return written, damaged

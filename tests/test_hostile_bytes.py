@@ -101,14 +101,17 @@ PAIR = ("0.jpg", GREY), ("0.cls", b"1")
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (tar(*PAIR, pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": "999999999999"}), "both plain files"),
+        (
+            tar(*PAIR, pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": "999999999999"}),
+            "0.jpg .a file with holes.",
+        ),
         (tar(*PAIR, pax_headers={"GNU.sparse.map": "0,x", "GNU.sparse.size": "1"}), "cannot be read"),
-        (tar(*PAIR, type=b"x").replace(b"%011o" % len(GREY), b"7" * 11), "cannot be read|both plain files"),
+        (tar(*PAIR, type=b"x").replace(b"%011o" % len(GREY), b"7" * 11), "cannot be read|no plain file"),
         (tar(*PAIR, pax_headers={"size": "9" * 30}), "cannot be read"),
-        (tar(("a\nb.jpg", GREY), ("0.cls", b"1")), r"got 'a\\nb.jpg', 0.cls"),
+        (tar(("a\nb.jpg", GREY), ("0.cls", b"1")), r"'a\\nb.jpg' has no label: want 'a\\nb'.cls after it, got 0.cls"),
         (tar(PAIR[0], ("0.cls", b"9" * 5000)), "must hold a class number"),
         (tar(("0.jpg", b"text"), PAIR[1]), "0.jpg: not a picture"),
-        (tar(*PAIR, PAIR[0]), "got 0.jpg alone"),
+        (tar(*PAIR, PAIR[0]), "0.jpg has no label: want 0.cls after it, got the end"),
         (tar(*PAIR)[:-8000], "does not end as a tar does"),
         (tar(*PAIR, *PAIR).replace(b"0.jpg\0", b"1.jpg\0", 2).replace(b"1.jpg\0", b"0.jpg\0", 1), "damaged from byte"),
     ],

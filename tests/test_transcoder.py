@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.crop_jpeg import describe, read_layout
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.prepare import Recode, prepare
 from pipeline.shards import open_shards, read_manifest
 from pipeline.transcoder import NotTranscodableError, to_crop_addressed
@@ -75,15 +75,6 @@ def test_damage_is_not_rewritten() -> None:
     for bad in (good[:-2], good[:-200], good[:200], good.replace(b"\xff\xda", b"\xff\xdb", 1), b"", b"text"):
         with pytest.raises(NotTranscodableError):
             to_crop_addressed(bad)
-
-
-def test_what_is_no_jpeg_keeps_its_bytes() -> None:
-    file = io.BytesIO()
-    photo(5, 90, 70).save(file, "PNG")
-    picture = prepare("crop", file.getvalue(), RECODE)
-    assert (picture.data, picture.width, picture.height, picture.header) == (file.getvalue(), 90, 70, 0)
-    with pytest.raises(DataError, match="truncated"):
-        prepare("crop", jpeg(1, 90, 70)[:-200], RECODE)
 
 
 def test_recode_makes_pictures_smaller_and_crop_addressed(folder: Path, tmp_path: Path) -> None:

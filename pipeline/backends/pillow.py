@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,14 @@ from PIL import Image, UnidentifiedImageError, features
 from ..augment import Crops
 from ..crop_jpeg import Excerpt
 from ..errors import DataError, PictureError
+from ..jpeg import MAX_PIXELS
 from ..pictures import Pictures
 from ..resample import Pixels, Resampler
 
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 # What a folder of pictures holds. Pillow knows forty more, and runs a program (Ghostscript) on one of them.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", *(("WEBP",) if features.check("webp") else ()))
-Image.MAX_IMAGE_PIXELS = 1 << 28  # 268 megapixels; a header that claims more is refused before anything is allocated
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", *(("WEBP",) if features.check("webp") else ()))
+_ORIENTATION = 0x0112  # EXIF
 
 
 class PillowBackend:
@@ -82,25 +85,78 @@ def open_picture(data: bytes) -> Image.Image:
     """The picture with its header read. Raises DataError where it is none or is absurdly large."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data), formats=_FORMATS)
+            return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise DataError(f"not a picture ({len(data)} bytes)" if data else "the file is empty") from error
+        what = f"not a picture ({len(data)} bytes) of a kind that is read: {', '.join(FORMATS)}"
+        if data[8:12] == b"WEBP" and not features.check("webp"):
+            what = "a WebP, which this build of Pillow cannot read: pip install pillow"
+        raise DataError(what if data else "the file is empty") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"the header claims an absurd size: {error}") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"its header cannot be read: {error}") from error
 
 
-def decode_rgb(data: bytes) -> Image.Image:
-    """The picture as RGB. Grey is repeated, CMYK converted, transparency dropped, EXIF orientation ignored.
+class Decoded(NamedTuple):
+    """A picture as the one policy has it, and what that meant for this one."""
+
+    image: Image.Image  # grey or RGB, 8 bits
+    kind: str  # the file's format
+    changes: tuple[str, ...]  # what was done that shows, or would: "alpha dropped"
+    orientation: int  # of EXIF, and ignored: 1 is upright
+
+
+def decode_picture(data: bytes) -> Decoded:
+    """The picture as grey or RGB. CMYK is converted, as Adobe's marker has it; transparency is dropped, palettes are
+    expanded, of 16 bits the upper 8 are taken, of a film the first frame; EXIF orientation is ignored.
 
     Raises DataError where it cannot be decoded whole.
     """
     image = open_picture(data)
+    kind, mode, changes = str(image.format).replace("MPO", "JPEG"), image.mode, _changes(image)
     try:
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # Pillow's own advice for palettes with transparency
-        return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, IndexError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata
+            if mode == "F":
+                raise DataError("its samples are floating point, which has no one range to scale from")
+            if mode.startswith("I"):
+                image = _eight_bits(image)
+            if mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")  # Pillow's own advice for palettes with transparency
+            orientation = int(image.getexif().get(_ORIENTATION, 1)) if "exif" in image.info else 1
+            image = image.convert("L" if mode in ("1", "L", "LA", "La") or image.mode == "L" else "RGB")
+    except DataError:
+        raise
+    except Exception as error:  # what Pillow's many decoders raise for a damaged file is of any kind
         raise DataError(f"it cannot be decoded: {error}") from error
+    return Decoded(image, kind, changes, orientation)
+
+
+def _changes(image: Image.Image) -> tuple[str, ...]:
+    """What ``decode_picture`` does to a picture that is more than grey or RGB of 8 bits."""
+    mode, kind = image.mode, image.format
+    ycck = kind == "JPEG" and image.info.get("adobe_transform") == 2
+    deep = mode.startswith("I") or (kind in ("PNG", "TIFF") and ";16" in str(getattr(image, "tile", "")))
+    said = {
+        "first frame taken": kind in ("GIF", "PNG", "WEBP", "TIFF") and getattr(image, "is_animated", False),
+        "16 bits scaled to 8": deep,
+        "palette expanded": mode == "P",
+        "alpha dropped": mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
+        f"{'YCCK' if ycck else 'CMYK'} converted to RGB": mode == "CMYK",
+    }
+    return tuple(what for what, is_so in said.items() if is_so)
+
+
+def decode_rgb(data: bytes) -> Image.Image:
+    """The picture as RGB, grey repeated. Raises DataError where it cannot be decoded whole."""
+    return decode_picture(data).image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits; Pillow's own conversion would clip it."""
+    pixels = np.asarray(image)
+    if pixels.min() < 0 or pixels.max() > 0xFFFF:
+        raise DataError("its samples have more than 16 bits, which have no one range to scale from")
+    return Image.fromarray((pixels >> 8).astype(np.uint8))

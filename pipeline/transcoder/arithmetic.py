@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kernel import kernel
-from .entropy import AC_LIMIT, DC_LIMIT, LEFT_OVER, OUT_OF_RANGE, RAN_OUT
+from .entropy import AC_LIMIT, DC_LIMIT, LEFT_OVER, MISSING, OUT_OF_RANGE, RAN_OUT
 from .qm import AT, HALF, decide, start
 
 _BINS = 256  # of one table: 49 of DC (table F.4), 245 of AC (table F.5), and the last in state HALF
@@ -18,7 +18,7 @@ _FIXED = _BINS - 1
 
 # Decoding may run past a segment's end: final zero bytes are not written (D.1.8). Only a few bytes of zeros can be
 # missing, because a decision that is always right soon costs nothing; more means that the data was cut.
-_MISSING = 64
+_LACKING = 64
 
 
 @kernel
@@ -204,15 +204,15 @@ def _segment(
         row = mcu // per_row
         column = mcu - row * per_row
         for unit in range(len(units)):
-            if coder[AT] > end + _MISSING:
-                return RAN_OUT
+            if coder[AT] > end + _LACKING:
+                return RAN_OUT | (mcus[1] - mcu) << MISSING
             base = 64 * (units[unit, 0] + column * units[unit, 1] + row * units[unit, 2])
             rows = units[unit, 4], units[unit, 5]
             block = out[base : base + 64]
             error = _block(coder, data, states, rows, conditioning, history[units[unit, 3] & 3], spectrum, block)
             if error:
                 return error
-    if coder[AT] > end + _MISSING:
+    if coder[AT] > end + _LACKING:
         return RAN_OUT
     return LEFT_OVER if coder[AT] < end else 0
 
@@ -233,7 +233,7 @@ def decode_arithmetic(
     data: uint8 [n], the segments as `unstuff` leaves them, read below their ends only
     conditioning: int64 [8, 2]: L and U of the DC tables 0 to 3, then Kx and nothing of the AC tables (F.1.4.4)
     spectrum: Ss, Se, Ah, Al; 0, 63, 0, 0 in a sequential picture, else as in `decode_progressive`
-    The rest is as in `decode_sequential`. A segment that was cut is found out only where more than _MISSING bytes lack.
+    The rest is as in `decode_sequential`. A segment that was cut is found out only where more than _LACKING bytes lack.
     """
     for segment in range(len(ends)):
         mcus = segment * interval, min((segment + 1) * interval, grid[1])

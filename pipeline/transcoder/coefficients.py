@@ -7,15 +7,17 @@ something, the file is refused. Source: ITU-T T.81 (the JPEG standard), annex B.
 from __future__ import annotations
 
 import dataclasses
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from .arithmetic import decode_arithmetic
-from .entropy import MESSAGES, PADDING, decode_sequential, unstuff
+from .entropy import KIND, MESSAGES, MISSING, PADDING, decode_sequential, unstuff
 from .frame import BLOCKS_PER_BYTE, Frame, Plane
 from .progressive import decode_progressive
-from .tables import NotTranscodableError, Tables, refuse
+from .survey import MAX_SCANS
+from .tables import NotTranscodableError, Tables, refuse, reject
 
 __all__ = ["Coefficients", "Component", "NotTranscodableError", "read_coefficients"]
 
@@ -53,9 +55,9 @@ class Coefficients:
     adobe: bytes | None
 
 
-_MAX_SCANS = 1000
 _MAX_VISITS = 1 << 26  # blocks over all scans: seconds, not minutes, for a file that was made to take long
 _ARITHMETIC_VISIT = 16  # what an arithmetic-coded block may cost in others
+_CUT = 0.1  # a wrong bit makes a decoder lose or gain some blocks, but not as much of a scan
 
 _TRANSFORMS = {1: range(256), 2: range(256), 3: (0, 1), 4: (0, 2)}  # Adobe's that libjpeg knows, by components
 
@@ -74,6 +76,14 @@ def read_coefficients(data: bytes) -> Coefficients:
     Raises NotTranscodableError, and nothing else, for whatever else the bytes are.
     """
     return _Reader(data).read()
+
+
+def _give_up(error: int, unit: float) -> NoReturn:
+    """Damaged is what a decoder may still show well; cut, in the end, is a picture of which much is missing."""
+    kind, missing = error & KIND, (error >> MISSING) * unit
+    if missing > _CUT:
+        reject(f"the JPEG is truncated: {MESSAGES[kind]} ({missing:.0%} of a scan is missing)")
+    refuse(MESSAGES[kind])
 
 
 class _Reader:
@@ -136,8 +146,8 @@ class _Reader:
         if not self.scans:  # libjpeg decides here what the colours are
             self.colours = self.tables.jfif, self.tables.adobe
         self.scans += 1
-        if self.scans > _MAX_SCANS:
-            refuse(f"more than {_MAX_SCANS} scans")
+        if self.scans > MAX_SCANS:
+            reject(f"more than {MAX_SCANS} scans")
         count = payload[0] if payload else 0
         if not 1 <= count <= 4 or len(payload) != 4 + 2 * count:
             refuse("a scan header is damaged")
@@ -175,7 +185,7 @@ class _Reader:
         buffer = np.empty(-(-(len(self.data) - self.at + PADDING) // 8) * 8, np.uint8)
         after = unstuff(self.bytes, self.at, buffer, ends)
         if after < 0:
-            refuse(MESSAGES[-after])
+            _give_up(-after, interval / grid[1])
         self.at = after
         tables = self.tables
         if frame.arithmetic:
@@ -187,7 +197,7 @@ class _Reader:
             else:
                 error = decode_sequential(words, ends, interval, tables.huffman, units, grid, self.out)
         if error:
-            refuse(MESSAGES[error])
+            _give_up(error, 1 / grid[1])
 
     def _finish(self, frame: Frame) -> Coefficients:
         quantisation: dict[int, bytes] = {}

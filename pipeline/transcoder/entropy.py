@@ -23,6 +23,8 @@ MESSAGES = (
     "the file ends within the picture",
 )
 
+KIND, MISSING = 15, 4  # its bits, and above them, where data ran out: MCUs, or restart intervals, that did not come
+
 DC_LIMIT = 2047  # of a coefficient, and of a difference: categories 0 to 11 for 8-bit samples (table F.1)
 AC_LIMIT = 1023  # categories 1 to 10 (table F.2)
 
@@ -73,7 +75,7 @@ def unstuff(data: npt.NDArray[np.uint8], at: int, out: npt.NDArray[np.uint8], en
         found += 1
         if marker < 0xD0 or marker > 0xD7:
             out[filled : filled + PADDING] = 0
-            return begin if found == len(ends) else -BAD_RESTART
+            return begin if found == len(ends) else -(BAD_RESTART | (len(ends) - found) << MISSING)
         if marker != 0xD0 + (found - 1) % 8:
             return -BAD_RESTART
     return -TRUNCATED
@@ -210,7 +212,7 @@ def _segment(
         column = mcu - row * per_row
         for unit in range(len(units)):
             if position > end:
-                return RAN_OUT
+                return RAN_OUT | (mcus[1] - mcu) << MISSING
             base = 64 * (units[unit, 0] + column * units[unit, 1] + row * units[unit, 2])
             component = units[unit, 3] & 3
             rows = units[unit, 4], units[unit, 5]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .tables import refuse
+from ..jpeg import MAX_PIXELS
+from .tables import refuse, reject
 
-_MAX_PIXELS = 1 << 28
 _MAX_UNITS = 10  # blocks in an interleaved MCU (B.2.3)
 
 # Kinds of frame that are read, and the most blocks that a byte can hold: sequential Huffman takes 2 bits for a block,
@@ -44,14 +44,14 @@ class Frame:
         if len(payload) < 6 or len(payload) != 6 + 3 * payload[5]:
             refuse("the frame header is damaged")
         if payload[0] != 8:
-            refuse(f"{payload[0]} bits per sample")
+            reject(f"a JPEG of {payload[0]} bits per sample, where only 8 can be read")
         self.progressive = marker in (0xC2, 0xCA)
         self.arithmetic = marker >= 0xC9
         self.height, self.width = payload[1] << 8 | payload[2], payload[3] << 8 | payload[4]
         if not self.width or not self.height:
             refuse("a picture without width or height")
-        if self.width * self.height > _MAX_PIXELS:
-            refuse(f"a picture of more than {_MAX_PIXELS} pixels")
+        if self.width * self.height > MAX_PIXELS:
+            reject(f"a picture of more than {MAX_PIXELS} pixels")
         if not 1 <= payload[5] <= 4:
             refuse(f"{payload[5]} components")
         self.planes = [Plane(*values) for values in zip(payload[6::3], payload[7::3], payload[8::3], strict=True)]
@@ -62,7 +62,7 @@ class Frame:
         self._lay_out()
         coded = sum(plane.columns * plane.rows for plane in self.planes)
         if coded > BLOCKS_PER_BYTE[marker] * file_size:
-            refuse("the file is too short for the width and height that it states")
+            reject(f"the file is too short for the size that it states: {self.width}x{self.height} pixels")
 
     def _lay_out(self) -> None:
         h_max, v_max = max(plane.h for plane in self.planes), max(plane.v for plane in self.planes)

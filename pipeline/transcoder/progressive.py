@@ -14,6 +14,7 @@ from .entropy import (
     BAD_CODE,
     DC_LIMIT,
     LEFT_OVER,
+    MISSING,
     OUT_OF_RANGE,
     RAN_OUT,
     extend,
@@ -186,7 +187,7 @@ def _segment(
         column = mcu - row * per_row
         for unit in range(len(units)):
             if position > end:
-                return RAN_OUT
+                return RAN_OUT | (mcus[1] - mcu) << MISSING
             base = 64 * (units[unit, 0] + column * units[unit, 1] + row * units[unit, 2])
             block = out[base : base + 64]
             if first == 0 and high == 0:

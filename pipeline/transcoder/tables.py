@@ -16,9 +16,18 @@ class NotTranscodableError(Exception):
     """The picture is of a kind that has no coefficients to read here, or damaged. The text says which."""
 
 
+class DamagedJpegError(NotTranscodableError):
+    """No decoder should be asked for the picture either: it is damaged beyond use, or made to cost too much."""
+
+
 def refuse(reason: str) -> NoReturn:
     """Give up the file."""
     raise NotTranscodableError(reason)
+
+
+def reject(reason: str) -> NoReturn:
+    """Give up the picture."""
+    raise DamagedJpegError(reason)
 
 
 class Tables:
@@ -68,13 +77,13 @@ class Tables:
             kind, number = payload[0] >> 4, payload[0] & 15
             size = 17 + sum(payload[1:17])
             if kind > 1 or number > 3 or len(payload) < size or size > 17 + 256:
-                refuse("a Huffman table is damaged")
+                reject("a Huffman table is damaged")
             if kind == 0 and max(payload[17:size], default=0) > 15:  # libjpeg refuses it, even where it is not used
-                refuse("a Huffman table is damaged")
+                reject("a Huffman table is damaged")
             row = 4 * kind + number
             counts, symbols = np.frombuffer(payload[1:17], np.uint8), np.frombuffer(payload[17:size], np.uint8)
             if not build_table(counts, symbols, kind == 1, self.huffman[row]):
-                refuse("a Huffman table holds no prefix code")
+                reject("a Huffman table holds no prefix code")
             self.defined[row] = True
             payload = payload[size:]
 
