@@ -222,6 +222,8 @@ def configure(options: TrainOptions, split: str, ranks: Ranks) -> PipelineConfig
         image_size=options.image_size,
         crop_scale=options.crop_scale,
         seed=options.seed,
+        cache_dir=options.cache_dir,
+        cache_gb=options.cache_gb,
         rank=ranks.rank,
         world_size=ranks.world_size,
         backend=options.backend,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import ConfigError
+from .place import Place, is_url, parse_place
 
 EVAL_RESIZE = 342 / 299  # the recipe's evaluation: short side 342, central square 299
 
@@ -20,7 +21,7 @@ class PipelineConfig:
     split is in index order with the evaluation transform.
     """
 
-    shards: str | os.PathLike[str] | None = None  # a folder that tools/make_shards.py wrote
+    shards: str | os.PathLike[str] | None = None  # a folder of shards, its URL, or some of its tars
     data: str | os.PathLike[str] | None = None  # an ImageNet folder, or a folder of shards
     split: str = "train"
     batch_size: int = 64  # of this rank
@@ -34,6 +35,8 @@ class PipelineConfig:
     slots: int = 4  # host batches that exist at once: one in use, the others being filled
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the picture's area in a training crop
     flip: bool = True  # mirror half of the training crops
+    cache_dir: str | os.PathLike[str] | None = None  # of shards from a URL; None: ~/.cache/headrace
+    cache_gb: float = 100.0  # 10^9 bytes that the cache may take, for all URLs and all processes of the machine
 
     def __post_init__(self) -> None:
         if (self.shards is None) == (self.data is None):
@@ -48,6 +51,8 @@ class PipelineConfig:
             _at_least("workers", self.workers, 1)
         if self.resize_size is not None:
             _at_least("resize_size", self.resize_size, self.image_size)
+        if not self.cache_gb > 0:
+            raise ConfigError(f"cache_gb must be above 0, was {self.cache_gb}")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ConfigError(f"crop_scale must be 0 < low <= high <= 1, was {self.crop_scale}")
@@ -58,11 +63,29 @@ class PipelineConfig:
         return self.split == "train"
 
     @property
-    def root(self) -> Path:
-        """Where the pictures are."""
+    def place(self) -> Place:
+        """Where the pictures are, and which tars of it. Raises ConfigError for a pattern that makes no sense."""
         where = self.shards if self.shards is not None else self.data
         assert where is not None
-        return Path(where)
+        return parse_place(where) if self.shards is not None or is_url(where) else Place(os.fspath(where))
+
+    @property
+    def root(self) -> Path:
+        """Where the pictures are, on this machine's disks."""
+        assert not self.place.remote
+        return Path(self.place.root)
+
+    @property
+    def cache_root(self) -> Path:
+        """The folder for what comes from URLs."""
+        if self.cache_dir is not None:
+            return Path(self.cache_dir).absolute()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace"
+
+    @property
+    def cache_bytes(self) -> int:
+        """How much it may hold."""
+        return int(self.cache_gb * 1e9)
 
     @property
     def eval_resize(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,18 +110,30 @@ def read_manifest(root: Path) -> Manifest:
         raise ConfigError(f"no such folder of shards: {root} (python tools/make_shards.py SRC {root} makes one)")
     path = root / MANIFEST
     try:
-        content = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(
             f"{root} has no {MANIFEST}, so it is no finished folder of shards: "
             f"python tools/make_shards.py SRC {root} makes one, with --resume it goes on with one"
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    return parse_manifest(data, root, str(path))
+
+
+def parse_manifest(data: bytes, root: Path, path: str) -> Manifest:
+    """The manifest in ``data``, which came from ``path``. Raises DataError where it is damaged.
+
+    It may come from elsewhere, and its names become files here: they must be names of files and nothing more.
+    """
+    try:
+        content = json.loads(data)
+    except ValueError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     try:
         if content["format"] != FORMAT or content["version"] != VERSION:
             raise DataError(f"{path}: want {FORMAT} {VERSION}, got {content['format']} {content['version']}")
-        return Manifest(
+        manifest = Manifest(
             root=root,
             classes=tuple(str(name) for name in content["classes"]),
             splits={
@@ -133,15 +146,23 @@ def read_manifest(root: Path) -> Manifest:
             index_sha256={split: body["index_sha256"] for split, body in content["splits"].items()},
             made=dict(content["made"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+        for name in (*manifest.splits, *(info.name for infos in manifest.splits.values() for info in infos)):
+            if os.path.basename(name) != name or name in ("", ".", "..") or "\0" in name:
+                raise DataError(f"{path}: {name!r} is no plain file name: do not use this manifest")
+        for value in (*manifest.index_sha256.values(), *(i.sha256 for s in manifest.splits.values() for i in s)):
+            if not re.fullmatch("[0-9a-f]{64}", value):
+                raise ValueError(f"not a sha256: {value!r}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error!r}): make the shards again, or copy the manifest again") from error
+    return manifest
 
 
 @dataclasses.dataclass
 class Shards:
     """One split of a folder of shards: labels, and random access to the pictures' bytes.
 
-    The index stays in its file, mapped: a process that gets a copy of this maps it too, and none holds it.
+    The index stays in its file, mapped: a process that gets a copy of this maps it too, and none holds it. The records
+    of some shards only (``part``) are held, and lie in memory once for all decode processes.
     """
 
     root: str
@@ -150,6 +171,7 @@ class Shards:
     first: I64  # [shards] number of each shard's first sample
     index: Path
     records: npt.NDArray[np.void]  # [n] of RECORD
+    part: bool = False  # of the shards that the index describes
     _files: dict[int, int] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     _samples: int = 0
 
@@ -157,11 +179,12 @@ class Shards:
         self._samples = len(self.records)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"records": None, "_files": {}}
+        return self.__dict__ | {"records": self.records if self.part else None, "_files": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.records = _map_index(self.index, self._samples)
+        if not self.part:
+            self.records = _map_index(self.index, self._samples)
 
     def __len__(self) -> int:
         return self._samples
@@ -214,6 +237,9 @@ class Shards:
             if len(self._files) >= _OPEN_SHARDS:
                 oldest = next(iter(self._files))
                 os.close(self._files.pop(oldest))
+            # What has been removed from a cache takes up its disk for as long as somebody has it open.
+            for gone in [number for number, old in self._files.items() if not os.fstat(old).st_nlink]:
+                os.close(self._files.pop(gone))
             path = os.path.join(self.root, self.shard_names[shard])
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -273,26 +299,54 @@ class ShardPictures(Pictures):
         return whole_picture(bytes(data), width, height)
 
 
-def open_shards(root: Path, split: str) -> Shards:
+def open_shards(root: Path, split: str, names: frozenset[str] | None = None) -> Shards:
     """Open one split: every shard is there and has its size, the index fits, every label has a class.
 
-    Raises ConfigError for a wrong call (no such folder or split), DataError for what is missing or damaged.
+    ``names`` limits it to some tars; a split of which it names none stays whole.
+    Raises ConfigError for a wrong call (no such folder, split or tar), DataError for what is missing or damaged.
     """
     manifest = read_manifest(root)
-    if split not in manifest.splits:
-        raise ConfigError(f"{root} has no split {split!r}; it has {', '.join(manifest.splits) or 'none'}")
-    infos = manifest.splits[split]
+    chosen = choose_shards(manifest, split, names, str(root))
+    infos = [manifest.splits[split][number] for number in chosen]
     for info in infos:
         check_size(root / info.name, info)
-    records = read_index(manifest, split)
+    local = [info.name for info in infos]
+    return shards_of(manifest, split, chosen, root=root, index=manifest.index_path(split), local=local)
+
+
+def choose_shards(manifest: Manifest, split: str, names: frozenset[str] | None, where: str) -> list[int]:
+    """Which of a split's shards are named, by number; all where none is. Raises ConfigError, which says ``where``."""
+    if split not in manifest.splits:
+        raise ConfigError(f"{where} has no split {split!r}; it has {', '.join(manifest.splits) or 'none'}")
+    known = {info.name for infos in manifest.splits.values() for info in infos}
+    if names and (unknown := sorted(names - known)):
+        raise ConfigError(
+            f"{where} has no {unknown[0]}{f' and {len(unknown) - 1} others' if unknown[1:] else ''} of those "
+            f"that --shards names; {split} has {len(manifest.splits[split])} shards"
+        )
+    numbers = range(len(manifest.splits[split]))
+    return [n for n in numbers if manifest.splits[split][n].name in (names or ())] or list(numbers)
+
+
+def shards_of(
+    manifest: Manifest, split: str, chosen: Sequence[int], *, root: Path, index: Path, local: Sequence[str]
+) -> Shards:
+    """The chosen shards, which lie as ``local`` in ``root``. Raises DataError where the index does not fit."""
+    infos = manifest.splits[split]
+    records = read_index(manifest, split, index)
     counts = np.array([info.samples for info in infos], np.int64)
+    if part := len(chosen) < len(infos):
+        first = np.cumsum(counts) - counts
+        records = np.concatenate([records[first[n] : first[n] + counts[n]] for n in chosen])
+        counts = counts[list(chosen)]
     return Shards(
         root=str(root),
         classes=manifest.classes,
-        shard_names=tuple(info.name for info in infos),
+        shard_names=tuple(local),
         first=np.cumsum(counts) - counts,
-        index=manifest.index_path(split),
+        index=index,
         records=records,
+        part=part,
     )
 
 
@@ -313,17 +367,17 @@ def check_size(path: Path, info: ShardInfo) -> None:
         )
 
 
-def read_index(manifest: Manifest, split: str) -> npt.NDArray[np.void]:
+def read_index(manifest: Manifest, split: str, path: Path | None = None) -> npt.NDArray[np.void]:
     """The records of a split, mapped. Raises DataError where the index is missing or does not fit the manifest."""
-    records = _map_index(manifest.index_path(split), sum(info.samples for info in manifest.splits[split]))
+    path = path or manifest.index_path(split)
+    records = _map_index(path, sum(info.samples for info in manifest.splits[split]))
     for first in range(0, len(records), _CHUNK):
         # Read, not looked at through the map: what a map has shown stays in the process's memory.
         offset = records.offset + first * RECORD.itemsize  # type: ignore[attr-defined]  # of a memmap
-        chunk = np.fromfile(manifest.index_path(split), RECORD, _CHUNK, offset=offset)
+        chunk = np.fromfile(path, RECORD, _CHUNK, offset=offset)
         if chunk["label"].max() >= len(manifest.classes):
             raise DataError(
-                f"index {manifest.index_path(split)}: a label is outside 0 ... {len(manifest.classes) - 1}, "
-                "the classes there are"
+                f"index {path}: a label is outside 0 ... {len(manifest.classes) - 1}, the classes there are"
             )
     return records
 

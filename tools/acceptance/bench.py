@@ -95,7 +95,7 @@ def new_run(
     classes: tuple[str, ...] = CLASSES,
 ) -> Run:
     """train.py's own network and optimiser, with the same weights in each."""
-    options = TrainOptions(shards=bench.shards, output=bench.scratch, blocks=blocks, lr=LR, loss_scale=scale)
+    options = TrainOptions(shards=str(bench.shards), output=bench.scratch, blocks=blocks, lr=LR, loss_scale=scale)
     precision = Precision(level=level, dtype=dtype or device.low_precision, device_type=device.kind)
     return build_run(options, Ranks(), device, precision, classes)
 
