@@ -41,7 +41,7 @@ _CLOSE_WITHIN_S = 5.0
 _RESTARTS = 3
 _MOST_EPOCHS = 3  # of which the needs are kept
 
-Place = tuple[int, int]  # epoch, and how many of its samples come before
+Moment = tuple[int, int]  # epoch, and how many of its samples come before
 
 
 class FetchProcess:
@@ -141,9 +141,8 @@ class Delivery:
     Raises ConfigError or DataError.
     """
 
-    def __init__(self, config: PipelineConfig, *, stretch: int):
-        """``stretch``: samples of the order that are under way at once, over all ranks."""
-        self._config, self._stretch = config, stretch
+    def __init__(self, config: PipelineConfig):
+        self._config = config
         self._plan = self._restarts = 0
         self._now: dict[int, int] = {}  # number -> the plan from which on it is needed
         self._next: list[int] = []
@@ -169,6 +168,7 @@ class Delivery:
         while len(infos) not in self._there:
             self._receive(wait=True)
         folder = cache_folder(config.cache_root, place.root)
+        self._room = config.cache_bytes - (folder / index.local).stat().st_size
         return shards_of(
             manifest, split, chosen, root=folder, index=folder / index.local, local=[f.local for f in self._files]
         )
@@ -183,19 +183,19 @@ class Delivery:
         return self._process.process.pid
 
     def check(self, epoch: int, order: Callable[[int], Indices]) -> None:
-        """Raises ConfigError where the cache cannot hold what an epoch's order needs at once."""
+        """Raises ConfigError where the cache cannot hold what a batch of an epoch needs."""
         self._needed(epoch, order)
 
     def _needed(self, epoch: int, order: Callable[[int], Indices]) -> Needs:
         if epoch not in self._needs:
             needs = Needs.of(order(epoch), self.shards.first)
-            most, have = needs.most_at_once(self._sizes, self._stretch), self._config.cache_bytes
-            have -= self.shards.index.stat().st_size
-            if most > have:
+            stretch = self._config.batch_size * self._config.world_size
+            most = needs.most_at_once(self._sizes, stretch)
+            if most > self._room:
                 block = ", or give --shuffle block, which needs a few shards at a time" if self._config.training else ""
                 raise ConfigError(
                     f"{self._config.place.root}: the order of an epoch needs {most / 1e9:.3g} GB of its "
-                    f"{self._sizes.sum() / 1e9:.3g} GB at once, the cache has room for {max(0, have) / 1e9:.3g}: "
+                    f"{self._sizes.sum() / 1e9:.3g} GB at once, the cache has room for {max(0, self._room) / 1e9:.3g}: "
                     f"raise --cache-gb{block}"
                 )
             self._needs[epoch] = needs
@@ -203,16 +203,21 @@ class Delivery:
                 self._needs.pop(next(iter(self._needs)))
         return self._needs[epoch]
 
-    def ready(self, begin: Place, end: Place, order: Callable[[int], Indices]) -> bool:
-        """Whether every shard of a stretch is there; it then stays there until ``begin`` has moved past it.
+    def ready(self, begin: Moment, start: Moment, behind: int, order: Callable[[int], Indices]) -> bool:
+        """Whether every shard of the batch from ``start`` to ``behind`` (excluded, same epoch) is there.
 
-        ``begin`` is what may still be read, ``end`` behind what is to be read next, at most an epoch later.
+        It then stays there, and so does what batches from ``begin`` on, an epoch earlier at most, may still read.
         """
-        epoch, behind = end
+        epoch, position = start
         needs = self._needed(epoch, order)
-        now = needs.between(begin[1] if begin[0] == epoch else 0, behind)
-        if begin[0] != epoch:
-            now = [*dict.fromkeys([*self._needed(begin[0], order).between(begin[1], len(self.shards)), *now])]
+        if begin[0] == epoch:
+            reading = needs.between(begin[1], position)
+        else:
+            reading = [*self._needed(begin[0], order).between(begin[1], len(self.shards)), *needs.between(0, position)]
+        now = [*dict.fromkeys((*reading, *needs.between(position, behind)))]
+        if self._sizes[now].sum() > self._room:  # first the batches before must be done
+            self._ask([*dict.fromkeys(reading)], [])
+            return False
         later = needs.after(behind, _AHEAD)
         if len(later) < _AHEAD:
             later += self._needed(epoch + 1, order).after(0, _AHEAD - len(later))

@@ -75,7 +75,7 @@ class Loader:
         self.workers = _auto_workers(config) if config.workers == "auto" else int(config.workers)
         self._delivery: Delivery | None = None
         if config.place.remote:
-            self._delivery = Delivery(config, stretch=self._global_batch * (config.slots + 1))
+            self._delivery = Delivery(config)
         self.source: Source = self._delivery.shards if self._delivery else open_source(config)
         if len(self.source) == 0:
             raise DataError(f"{config.place.root} holds no sample in split {config.split!r}")
@@ -255,7 +255,7 @@ class Loader:
                 world_size=self.config.world_size,
             )
             end = min(position + self._global_batch, self.samples)
-            if self._delivery and not self._is_here(self._delivery, epoch, end, position):
+            if self._delivery and not self._is_here(self._delivery, epoch, position, end):
                 break
             number, size = self._free.popleft(), len(indices)
             self.ring.slots[number].indices[:size] = indices
@@ -275,11 +275,11 @@ class Loader:
             self.close()
             raise
 
-    def _is_here(self, delivery: Delivery, epoch: int, end: int, position: int) -> bool:
+    def _is_here(self, delivery: Delivery, epoch: int, position: int, end: int) -> bool:
         """Whether the shards of a batch are there; those of the batches that are being decoded stay there too."""
         oldest = next((flight for flight in self._flights if flight.missing), None)
         begin = (oldest.epoch, oldest.end - oldest.global_size) if oldest else (epoch, position)
-        return delivery.ready(begin, (epoch, end), self._order)
+        return delivery.ready(begin, (epoch, position), end, self._order)
 
     def _order(self, epoch: int) -> Indices:
         if epoch not in self._orders:

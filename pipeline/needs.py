@@ -44,7 +44,7 @@ class Needs:
     def most_at_once(self, sizes: I64, stretch: int) -> int:
         """The most that is in use at once, of ``sizes`` [shards], within any ``stretch`` places of the order."""
         used = self.last >= 0
-        moments = np.concatenate([self.first[used] - stretch, self.last[used] + 1])
+        moments = np.concatenate([self.first[used] - stretch + 1, self.last[used] + 1])
         change = np.concatenate([sizes[used], -sizes[used]])
         by_time = np.lexsort((change, moments))  # where one ends as another begins, it ends first
         return int(np.cumsum(change[by_time]).max())

@@ -69,7 +69,7 @@ def expand_braces(pattern: str) -> list[str]:
         todo += [text[: found.start()] + part + text[found.end() :] for part in reversed(_parts(found[1], pattern))]
         if len(done) + len(todo) > _MOST:
             raise ConfigError(f"{pattern} names more than {_MOST:,} tars")
-    return done
+    return list(dict.fromkeys(done))  # {a,b{1,2}}: innermost first names a twice
 
 
 def _parts(inside: str, pattern: str) -> list[str]:
