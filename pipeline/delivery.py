@@ -79,7 +79,7 @@ class FetchProcess:
     def receive(self, *, wait: bool) -> dict[str, Any] | None:
         """One message; None where there is none, after a while with ``wait``.
 
-        Raises EOFError where the process has ended; ConfigError or DataError where it cannot go on.
+        Raises EOFError where the process has ended.
         """
         self._socket.settimeout(_LOOK_AFTER_S if wait else 0.0)
         try:
@@ -94,8 +94,8 @@ class FetchProcess:
         self._retried = message["retried"]
         if "retrying" in message:
             advise(f"{message['retrying']}; reads that fail are tried again")
-        if "failed" in message:
-            raise (ConfigError if message["call"] else DataError)(message["failed"])
+        if "waiting" in message:
+            advise(message["waiting"])
         return message
 
     def manifest(self) -> Manifest:
@@ -105,6 +105,8 @@ class FetchProcess:
                 message = self.receive(wait=True)
             except EOFError:
                 raise DataError(f"the process that fetches {self.url} ended: {self.how_it_ended()}") from None
+            if message and "failed" in message:
+                raise failure(message)
             if message and "manifest" in message:
                 data = os.pread(self._manifest_fd, message["manifest"], 0)
                 return parse_manifest(data, Path(self.url), f"{self.url}/{MANIFEST}")
@@ -129,6 +131,11 @@ class FetchProcess:
             advise(f"{self.url}: {self._retried} read{'s'[: self._retried > 1]} had to be tried again")
 
 
+def failure(message: dict[str, Any]) -> ConfigError | DataError:
+    """What the process has given up with."""
+    return (ConfigError if message["call"] else DataError)(message["failed"])
+
+
 def remote_splits(config: PipelineConfig) -> tuple[str, ...]:
     """The splits that a URL has. Raises ConfigError or DataError."""
     with contextlib.closing(FetchProcess(config, manifest=True)) as process:
@@ -147,6 +154,7 @@ class Delivery:
         self._now: dict[int, int] = {}  # number -> the plan from which on it is needed
         self._next: list[int] = []
         self._there: set[int] = set()
+        self._failed: dict[int, ConfigError | DataError] = {}
         self._needs: dict[int, Needs] = {}
         self._process = FetchProcess(config, manifest=True)
         try:
@@ -166,7 +174,7 @@ class Delivery:
         self._tell_files()
         self._ask([], [])
         while len(infos) not in self._there:
-            self._receive(wait=True)
+            self.wait()
         folder = cache_folder(config.cache_root, place.root)
         self._room = config.cache_bytes - (folder / index.local).stat().st_size
         return shards_of(
@@ -228,6 +236,8 @@ class Delivery:
 
     def wait(self) -> None:
         """Wait for something to arrive. Raises DataError, naming the URL, where it will not."""
+        if given_up := next((error for number, error in self._failed.items() if number in self._now), None):
+            raise given_up
         self._receive(wait=True)
 
     def _ask(self, now: list[int], later: list[int]) -> None:
@@ -249,6 +259,9 @@ class Delivery:
         # What was let go and is needed again may still be reported from before.
         if message and "there" in message and message["plan"] >= self._now.get(message["there"], math.inf):
             self._there.add(message["there"])
+            self._failed.pop(message["there"], None)
+        if message and "failed" in message:
+            self._failed[message["number"]] = failure(message)
         return message is not None
 
     def _restart(self) -> None:
@@ -261,7 +274,8 @@ class Delivery:
         self._process = FetchProcess(self._config, manifest=False)
         try:
             while not (message := self._process.receive(wait=True)) or "manifest" not in message:
-                pass
+                if message and "failed" in message:
+                    raise failure(message)
         except EOFError:
             return self._restart()
         self._tell_files()

@@ -23,6 +23,7 @@ from .remote import MissingError, Patience, RemoteFolder
 MESSAGE_BYTES = 1 << 20
 _AT_ONCE = 4  # files
 _LOOK_EVERY_S = 0.05  # whether another process has written a file, or there is room
+_SAY_AFTER_S = 10.0
 _WAIT_S = 600.0  # for other processes
 
 
@@ -30,7 +31,7 @@ class Reports:
     """What the loader is told. Each message says the last ``plan`` that was seen, and how many reads were ``retried``.
 
     {"manifest": its bytes}; {"there": number}, each time that a file is held anew; {"retrying": text}, the first time;
-    {"failed": text, "call": whether the call was wrong}, after which the loader ends.
+    {"waiting": text}; {"failed": text, "call": whether the call was wrong, "number": of the file, or -1}.
     """
 
     def __init__(self, to: socket.socket):
@@ -48,8 +49,8 @@ class Reports:
         if first:
             self.say(retrying=what)
 
-    def failed(self, error: Exception) -> None:
-        self.say(failed=str(error), call=isinstance(error, ConfigError))
+    def failed(self, error: Exception, number: int = -1) -> None:
+        self.say(failed=str(error), call=isinstance(error, ConfigError), number=number)
 
 
 class Fetcher:
@@ -110,9 +111,10 @@ class Fetcher:
                 failed = error
             with self._changed:
                 self._busy.discard(number)
-                self._settled.add(number)
+                if failed or number not in self._now:  # else it is held, or was asked for anew this very moment
+                    self._settled.add(number)
                 if failed and number in self._now:
-                    self._reports.failed(failed)
+                    self._reports.failed(failed, number)
                 self._changed.notify_all()
 
     def _pick(self) -> int | None:
@@ -121,7 +123,7 @@ class Fetcher:
 
     def _fetch(self, number: int) -> None:
         """See to it that a file is there, and held where it is needed now. Raises DataError or OSError."""
-        since = time.monotonic()
+        since, said = time.monotonic(), False
         while self._wanted(number):
             file = self._files[number]
             if (fd := self._cache.hold(file)) is not None:
@@ -139,8 +141,15 @@ class Fetcher:
             if isinstance(claimed, Refusal):
                 if claimed is Refusal.FULL and number not in self._now:
                     return
-                if time.monotonic() - since > _WAIT_S:
-                    raise TimeoutError(f"waited {_WAIT_S:.0f} s for {file.name}: {claimed.value}")
+                waited_s = time.monotonic() - since
+                if waited_s > _WAIT_S:
+                    raise TimeoutError(f"waited {waited_s:.0f} s for {file.name}: {claimed.value}")
+                if waited_s > _SAY_AFTER_S and claimed is Refusal.FULL and not said:
+                    said = True
+                    self._reports.say(
+                        waiting=f"no room for {file.name} in the cache {self._cache.root}: other loaders need all that "
+                        "is there; a larger --cache-gb would help"
+                    )
                 time.sleep(_LOOK_EVERY_S)
                 continue
             try:
