@@ -25,8 +25,9 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 import torch
 from torch import Tensor
 
-from model.epoch_log import EpochLog
+from model.epoch_log import NOTHING, EpochLog, Sums
 from model.inceptionv4 import InceptionV4, feature_size
+from model.interruptions import Stopped
 from model.optimizer import Optimizer
 from model.options import TrainOptions, parse_options
 from model.precision import Precision
@@ -77,22 +78,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             for split in wanted_splits(options)
         }
         run = build_run(options, ranks, device, precision, next(iter(feeds.values())).loader.classes)
+        stack.callback(run.checkpoints.close)
         run.begin()
         announce(run, device, feeds)
-        if options.evaluate:
-            evaluate(run, feeds["val"])
-        else:
-            train(run, feeds["train"], feeds.get("val"))
+        try:
+            with run.interruptions:
+                if options.evaluate:
+                    evaluate(run, feeds["val"])
+                else:
+                    train(run, feeds["train"], feeds.get("val"))
+                run.finish()
+        except Stopped as stopped:
+            return stopped.code
     return 0
 
 
 def train(run: Run, feed: Feed, val: Feed | None) -> None:
-    """All epochs: a pass over the training split, a score, a checkpoint."""
+    """All epochs: a pass over the training split, a score, a checkpoint. Raises Stopped where a signal asks for it."""
     options = run.options
+    go_on(run, feed)
     if run.epoch >= options.epochs:
         run.say(f"note: nothing to do: {run.epoch} epochs are done, --epochs is {options.epochs}")
     for epoch in range(run.epoch, options.epochs):
-        feed.loader.set_epoch(epoch)
         run.optimizer.lr = learning_rate(
             epoch,
             lr=options.lr,
@@ -100,22 +107,53 @@ def train(run: Run, feed: Feed, val: Feed | None) -> None:
             schedule=options.lr_schedule,
             warm_up_epochs=options.warm_up_epochs,
         )
-        train_epoch(run, feed, epoch)
-        run.ranks.average_statistics(run.model)
-        acc1 = evaluate(run, val, epoch) if val else None
-        run.epoch = epoch + 1
-        run.save(acc1)
+        try:
+            if run.position < feed.loader.samples:  # else the run was stopped while it was scored
+                train_epoch(run, feed, epoch)
+            run.ranks.average_statistics(run.model)
+            acc1 = evaluate(run, val, epoch) if val else None
+        except Stopped as stopped:
+            run.save(feed.loader.state_dict())
+            run.stop(stopped)
+            raise
+        run.epoch, run.position, run.sums = epoch + 1, 0, NOTHING
+        run.save(feed.loader.state_dict(), acc1)
+
+
+def go_on(run: Run, feed: Feed) -> None:
+    """Put the loader where the run stands: at the beginning of an epoch, or where a checkpoint was written."""
+    if run.loader_state is None:
+        feed.loader.set_epoch(run.epoch)
+        return
+    trained = run.position == feed.loader.samples  # and not scored yet
+    try:
+        feed.loader.load_state_dict(run.loader_state | {"position": 0 if trained else run.position})
+    except ConfigError as error:
+        raise ConfigError(
+            f"--resume: {error}; no sample can be promised to be seen once. Give the data, --seed and --shuffle of the "
+            "checkpoint, or --new-data to begin its epoch anew with these"
+        ) from error
+    if trained:
+        feed.loader.set_epoch(run.epoch + 1)
 
 
 def train_epoch(run: Run, feed: Feed, epoch: int) -> None:
-    """One pass over the training split, with the original's log lines."""
+    """One pass over the training split, or what is left of it, with the original's log lines."""
     run.parallel.train()
-    log = open_log(run, f"Epoch: [{epoch}]", feed)
+    log = open_log(run, f"Epoch: [{epoch}]", feed, position=run.position, sums=run.sums)
     for batch in feed:
         loss, logits_NK = train_step(run, batch)
+        run.position = batch.end
         if line := log.step(batch.labels, loss, logits_NK, wait_s=batch.wait_s, global_size=batch.global_size):
             run.metrics(kind="train", epoch=epoch, **line)
             check_loss(run, epoch, line)
+        wish = run.interruptions.after_step(log.number)
+        if (wish.stop or wish.save) and log.number < log.steps:  # the last step is followed by a checkpoint anyway
+            run.sums = log.sums()
+            if wish.stop:
+                raise Stopped(wish.stop)
+            run.save(feed.loader.state_dict())
+    run.sums = log.sums()
     fps = log.images_per_s()
     size = feed.loader.config.batch_size
     run.say(f"{run.prefix}[batch_size: {size} ] * FPS@all {fps:.3f}" if run.prefix else
@@ -125,11 +163,21 @@ def train_epoch(run: Run, feed: Feed, epoch: int) -> None:
 
 
 def check_loss(run: Run, epoch: int, line: dict[str, float]) -> None:
-    """Raises DataError where training cannot recover: without a dynamic scale, what is not finite stays so for good."""
-    if not math.isfinite(line["step_loss"]) and not run.optimizer.skips:
+    """Raises DataError where training cannot recover.
+
+    Without a dynamic scale what is not finite stays so for good; with one, its steps are skipped, until there is
+    nothing left to scale down: below 1, gradients overflow that were never scaled up.
+    """
+    if run.optimizer.skips:
+        wrong = f"the loss scale has come down to {run.optimizer.scale}" if run.optimizer.scale < 1 else ""
+    else:
+        wrong = "" if math.isfinite(line["step_loss"]) else f"the loss is {line['step_loss']}"
+    if wrong:
+        run.checkpoints.wait()
         raise DataError(
-            f"the loss is {line['step_loss']} at step {line['step']:.0f} of epoch {epoch}: training has diverged. A "
-            "lower --lr, --clip-agc 0.05 or, with --amp, --loss-scale dynamic may help; the last checkpoint is kept"
+            f"{wrong} at step {line['step']:.0f} of epoch {epoch}: training has diverged. A lower --lr, --clip-agc "
+            "0.05 or, with --amp, --loss-scale dynamic may help; the last good checkpoint is "
+            f"{run.checkpoints.last or 'none'}"
         )
 
 
@@ -170,6 +218,8 @@ def evaluate(run: Run, feed: Feed, epoch: int | None = None) -> float:
                 logits_NK = run.model(batch.images).float()
             loss = run.criterion(logits_NK, batch.labels)
         log.step(batch.labels, loss, logits_NK, wait_s=batch.wait_s, global_size=batch.global_size)
+        if stop := run.interruptions.after_step().stop:
+            raise Stopped(stop)
     scores = log.averages()
     average = f"{run.prefix}[AVG-ACC]" if run.prefix else ""
     run.say(f"{average} * Acc@1 {scores['acc1']:.3f} Acc@5 {scores['acc5']:.3f}")
@@ -224,6 +274,8 @@ def configure(options: TrainOptions, split: str, ranks: Ranks) -> PipelineConfig
         seed=options.seed,
         cache_dir=options.cache_dir,
         cache_gb=options.cache_gb,
+        shuffle=options.shuffle,
+        shuffle_window=options.shuffle_window,
         rank=ranks.rank,
         world_size=ranks.world_size,
         backend=options.backend,
@@ -287,8 +339,6 @@ def build_run(
         overflow=device.overflow_flag(),
         any_rank=ranks.max,
     )
-    if ranks.many:
-        torch.manual_seed(options.seed + ranks.rank)  # what is dropped out is each rank's own
     prefix = f"[{device.kind} id: {device.index} ] " if ranks.launched else ""
     run = Run(options, ranks, precision, model, optimizer, classes, prefix)
     if loaded:
@@ -304,11 +354,15 @@ def make_output(options: TrainOptions) -> None:
         raise ConfigError(f"--output {options.output} cannot be made: {error.strerror}") from error
 
 
-def open_log(run: Run, prefix: str, feed: Feed) -> EpochLog:
-    """The log of one pass."""
+def open_log(run: Run, prefix: str, feed: Feed, *, position: int = 0, sums: Sums = NOTHING) -> EpochLog:
+    """The log of one pass, of which an interrupted run may have done a part."""
+    global_batch = feed.loader.config.batch_size * run.ranks.world_size
+    behind = -(-position // global_batch)
     return EpochLog(
         run.prefix + prefix,
-        steps=len(feed),
+        steps=behind - (position - feed.loader.samples) // global_batch,
+        behind=behind,
+        sums=sums,
         print_freq=run.options.print_freq,
         device=feed.device.torch_device,
         synchronize=feed.device.synchronize,
@@ -333,7 +387,7 @@ def announce(run: Run, device: Device, feeds: dict[str, Feed]) -> None:
     )
     run.metrics(
         kind="run",
-        options={name: str(value) for name, value in dataclasses.asdict(options).items() if value is not None},
+        options={name: str(value) for name, value in vars(options).items() if value is not None},
         device=device.name(),
         backend=loader.backend,
         workers=loader.workers,

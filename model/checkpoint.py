@@ -1,72 +1,48 @@
-"""Training checkpoints, with the original's keys: written whole or not at all, read without running what is in them.
+"""Training checkpoints, with the original's keys: read without running what is in them, compared before they are used.
 
-Keys: ``epoch`` (the next one), ``arch``, ``state_dict`` (fp32, without ``module.``), ``best_acc1``, ``optimizer``,
-``amp``; and ours: ``blocks``, ``classes`` (names), ``loader`` (its position).
+Keys: ``epoch`` (the one to go on with), ``arch``, ``state_dict`` (fp32, without ``module.``), ``best_acc1``,
+``optimizer``, ``amp``; and ours: ``blocks``, ``classes`` (names), ``loader`` (its position, and of which data) and
+``sums`` (of the epoch so far: samples, loss, correct at 1, at 5).
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-from collections.abc import Iterator
+import hashlib
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import Any
 
 from .weights import WeightsError, read_file
 
 ARCH = "inceptionv4"
-LAST = "checkpoint.pth.tar"
-BEST = "model_best.pth.tar"
+# The number that a run's checkpoint has, and the first 16 digits of the file's SHA-256.
+NUMBERED = re.compile(r"checkpoint-(\d{6})-([0-9a-f]{16})\.pth\.tar")
 
 
 class CheckpointError(WeightsError):
     """A checkpoint that cannot be used. The message is one line: the file, what is wrong, what to do."""
 
 
-def save_checkpoint(state: dict[str, Any], directory: Path, *, is_best: bool) -> Path:
-    """Write ``checkpoint.pth.tar``, and its copy ``model_best.pth.tar`` where it is the best so far.
-
-    Each is written under another name, flushed to the disk and renamed: a kill leaves the old one or the new one.
-    """
-    last = directory / LAST
-    with _whole_file(last) as file:
-        torch.save(state, file)
-    if is_best:
-        with _whole_file(directory / BEST) as file, open(last, "rb") as saved:
-            shutil.copyfileobj(saved, file)
-    return last
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
-    temporary = path.with_suffix(".partial")
-    with open(temporary, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def set_aside(directory: Path, *names: str) -> Path | None:
-    """Move what an earlier run left in ``directory`` to a folder ``earlier-N`` in it; returns it, if need was."""
-    left = [directory / name for name in (LAST, BEST, *names) if (directory / name).exists()]
-    if not left:
-        return None
-    number = 1
-    while (directory / f"earlier-{number}").exists():
-        number += 1
-    earlier = directory / f"earlier-{number}"
-    earlier.mkdir()
-    for path in left:
-        os.replace(path, earlier / path.name)
-    return earlier
+def is_whole(path: Path) -> bool:
+    """Whether a file's content has the hash that is in its name. True where there is none in it; links are followed."""
+    numbered = NUMBERED.fullmatch(path.resolve().name)
+    if numbered is None:
+        return path.exists()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest().startswith(numbered[2])
+    except OSError:
+        return False
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint on the CPU. Raises WeightsError where it is missing, damaged, or holds code."""
+    if path.exists() and not is_whole(path):
+        raise CheckpointError(
+            f"{path} is damaged: its content has not the hash that {path.resolve().name} says; "
+            "--resume auto takes the newest one that is whole"
+        )
     state = read_file(path)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is no training checkpoint: it holds a {type(state).__name__}")
@@ -77,8 +53,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return dict(state)
 
 
-def check_fit(state: dict[str, Any], path: Path, *, blocks: tuple[int, ...], classes: int) -> None:
-    """Raises CheckpointError where a checkpoint is of another network than the one to be trained or evaluated."""
+def check_fit(
+    state: dict[str, Any], path: Path, *, blocks: tuple[int, ...], classes: int, names: Sequence[str] | None
+) -> None:
+    """Raises CheckpointError where a checkpoint is of another network, or was trained to tell other classes apart.
+
+    ``names`` are the data set's; None: whatever they are, it is to be used.
+    """
     arch = str(state["arch"])
     if arch.lower() != ARCH:
         raise CheckpointError(f"{path} holds arch {arch!r}, this trainer is {ARCH!r}")
@@ -90,3 +71,14 @@ def check_fit(state: dict[str, Any], path: Path, *, blocks: tuple[int, ...], cla
     if head is None or len(head) != classes:
         got = "no classifier" if head is None else f"{len(head)} classes"
         raise CheckpointError(f"{path} has {got}, the model {classes}: the data set is another, or --num-classes is")
+    known = state.get("classes")
+    if known is None or names is None or list(known) == list(names):
+        return
+    differ = next(
+        (i for i, (a, b) in enumerate(zip(known, names, strict=False)) if a != b), min(len(known), len(names))
+    )
+    was, now = (repr(of[differ]) if differ < len(of) else "none" for of in (known, names))
+    raise CheckpointError(
+        f"{path} was trained on another data set: its class {differ} is {was}, here it is {now}; give the data that it "
+        "was trained on, or --new-data to use it with these in spite of that"
+    )

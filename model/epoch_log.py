@@ -5,12 +5,25 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 WARM_UP_STEPS = 10  # left out of FPS@all, as in the original
 _READ_AT_LEAST_EVERY = 2**22  # samples
+
+
+class Sums(NamedTuple):
+    """Over some samples of an epoch, of all ranks."""
+
+    samples: int = 0
+    loss: float = 0.0
+    correct1: float = 0.0
+    correct5: float = 0.0
+
+
+NOTHING = Sums()
 
 
 class EpochLog:
@@ -26,20 +39,24 @@ class EpochLog:
         synchronize: Callable[[], None],
         total: Callable[[Tensor], Tensor] = lambda values: values,
         quiet: bool = False,
+        behind: int = 0,
+        sums: Sums = NOTHING,
     ):
         """``prefix`` begins each line; ``synchronize`` waits for the device; ``total`` sums over the ranks, in place.
 
-        A ``quiet`` one prints nothing, but takes part in the sums.
+        A ``quiet`` one prints nothing, but takes part in the sums. ``behind``: how many of the ``steps`` an interrupted
+        run has taken, and ``sums`` what it has seen; speeds are of this run's own steps.
         """
         self.prefix, self.steps, self.print_freq = prefix, steps, print_freq
-        self.samples = 0  # of all ranks
+        self.behind = behind
+        self.samples = 0  # of all ranks, since the log was opened
         self._synchronize, self._total, self._quiet = synchronize, total, quiet
         # Loss, correct at 1, at 5: of the steps since the last reading (float32 counts exactly up to 2**24), and of the
         # last step. What was read is summed on the host, in float64, which accelerators lack.
         self._recent = torch.zeros(3, device=device)
         self._last = self._recent
-        self._sums = (0.0, 0.0, 0.0)
-        self._read = 0  # samples in the sums
+        self._sums = sums
+        self._read = 0  # of the samples, how many are in the sums
         self._wait_s = self._last_wait_s = 0.0
         self._live = Live(f"{prefix} ", quiet)
         self._done = 0
@@ -67,23 +84,35 @@ class EpochLog:
         self._wait_s += wait_s
         self._last_wait_s = wait_s
         self._done += 1
-        if self._done == min(WARM_UP_STEPS, self.steps // 2):
+        if self._done == min(WARM_UP_STEPS, (self.steps - self.behind) // 2):
             self._synchronize()
             self._measured_from = (self.samples, time.perf_counter())
         line = None
-        if (self._done - 1) % self.print_freq == 0 or self._done == self.steps:
+        if (self.number - 1) % self.print_freq == 0 or self.number == self.steps:
             line = self._print(global_size)
         elif self.samples - self._read > _READ_AT_LEAST_EVERY:
             self._read_sums()
-        self._live.show(self._done, self.steps, self.samples, time.perf_counter() - self._begin, self._wait_s)
+        self._live.show(
+            self._done, self.steps - self.behind, self.samples, time.perf_counter() - self._begin, self._wait_s
+        )
         return line
+
+    @property
+    def number(self) -> int:
+        """How many of the steps are done, with those of an interrupted run."""
+        return self.behind + self._done
+
+    def sums(self) -> Sums:
+        """All that the epoch has had so far, an interrupted run's part with it. Waits for the device; a collective."""
+        self._read_sums()
+        return self._sums
 
     def _read_sums(self) -> list[float]:
         """Fetch what the device has summed, here the host waits for it; returns the last step's part."""
         recent, last = self._total(torch.stack((self._recent, self._last))).tolist()
         self._recent.zero_()
-        loss, correct1, correct5 = (a + b for a, b in zip(self._sums, recent, strict=True))
-        self._sums = (loss, correct1, correct5)
+        new = (self.samples - self._read, *recent)
+        self._sums = Sums(*(a + b for a, b in zip(self._sums, new, strict=True)))
         self._read = self.samples
         result: list[float] = last
         return result
@@ -96,7 +125,7 @@ class EpochLog:
         self._line_at = (self._done, self._end)
         width = len(str(self.steps))
         fields = (
-            f"{self.prefix}[{self._done - 1:{width}d}/{self.steps}]",
+            f"{self.prefix}[{self.number - 1:{width}d}/{self.steps}]",
             f"Time {step_s:6.3f} ({mean['step_s']:6.3f})",
             f"Data {self._last_wait_s:6.3f} ({mean['data_wait_s']:6.3f})",
             f"Loss {loss:.4e} ({mean['loss']:.4e})",
@@ -106,14 +135,15 @@ class EpochLog:
         if not self._quiet:
             self._live.clear()
             print("\t".join(fields), flush=True)
-        return {"step": self._done - 1, "step_loss": loss, **mean}
+        return {"step": self.number - 1, "step_loss": loss, **mean}
 
     def averages(self) -> dict[str, float]:
         """Means up to the last line, which every pass ends with, over all ranks.
 
         loss, acc1 and acc5 in percent, step_s and data_wait_s (this rank's) in seconds a step, fps in images/s.
         """
-        loss, correct1, correct5 = (value / max(1, self._read) for value in self._sums)
+        samples, *sums = self._sums
+        loss, correct1, correct5 = (value / max(1, samples) for value in sums)
         elapsed_s = max(self._end - self._begin, 1e-9)
         return {
             "loss": loss,

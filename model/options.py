@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .inceptionv4 import MIN_IMAGE_SIZE
+from .interruptions import Every
 from .precision import LEVELS
 from .ranks import Ranks
 from .schedule import SCHEDULES
+
+SHUFFLES = ("auto", "global", "block")  # pipeline/config.py says what they are
 
 EXAMPLE = """examples:
   python train.py --shards /data/shards --amp --batch-size 155 --lr .060546875 --epochs 240 --label-smoothing 0.1
@@ -51,6 +54,17 @@ def _number_or(word: str, kind: type[int] | type[float]) -> Callable[[str], Any]
             raise argparse.ArgumentTypeError(f"want {word} or a number, got {text!r}") from None
 
     return parse
+
+
+def _every(text: str) -> Every:
+    try:
+        return Every.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _resume(text: str) -> Path | str:
+    return text if text == "auto" else Path(text)
 
 
 def _cards(text: str) -> tuple[int, ...]:
@@ -127,24 +141,32 @@ class TrainOptions:
         None, "weights to begin with: Cadene's, timm's, ours (.pth or .safetensors)", type=Path
     )
     new_head: bool = flag(False, "with --pretrained: keep the features, begin a new classifier (fine-tuning)")
-    resume: Path | None = flag(None, "go on from a checkpoint", type=Path)
+    checkpoint_every: Every = flag(
+        Every(minutes=10), "besides the end of each epoch: a number of steps, or minutes such as 10m (0: never)",
+        type=_every,
+    )  # fmt: skip
+    keep_checkpoints: int = flag(3, "how many of the last ones stay, besides the best", type=int)
+    resume: Path | Literal["auto"] | None = flag(
+        None, "go on from a checkpoint; auto: from the newest whole one in --output, if there is one", type=_resume
+    )
+    new_data: bool = flag(
+        False, "with --resume: begin the epoch anew with data, or an order, that are not the checkpoint's"
+    )
     evaluate: bool = flag(False, "score the val split and stop", "-e")
+    shuffle: str = flag(
+        "auto",
+        "global; block: whole shards in random order, of which a few are mixed; auto: block from a URL, else global",
+        choices=SHUFFLES,
+    )
+    shuffle_window: int = flag(32, "block: how many shards are mixed", type=int)
     seed: int = flag(0, "of the order, the crops and the weights", type=int)
     print_freq: int = flag(10, "steps between two log lines", "-p", type=int)
 
     def __post_init__(self) -> None:
-        several = self.multiprocessing_distributed or Ranks.from_environment().many
-        # Defaults that hang on something else: the original has one script for one card and another for eight.
-        self._default("batch_size", 512 if several else 128)
-        self._default("lr", 0.1 if several else 0.045)
-        self._default("lr_schedule", "cosine" if several else "step")
-        self._default("opt_level", "O2" if self.amp else "O0")
-        for name in ("world_size", "rank"):  # the original's -1: only this node
-            if getattr(self, name) == -1:
-                object.__setattr__(self, name, int(name == "world_size"))
+        self._fill_in()
         if (self.shards is None) == (self.data is None):
             raise ValueError("give --shards DST or --data FOLDER, one of the two")
-        for name in ("epochs", "batch_size", "print_freq"):
+        for name in ("epochs", "batch_size", "print_freq", "keep_checkpoints", "shuffle_window"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("start_epoch", "warm_up_epochs", "lr", "momentum", "weight_decay", "clip_agc", "seed"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
@@ -154,8 +176,9 @@ class TrainOptions:
         self._check("num_classes", self.num_classes is None or self.num_classes >= 1, "at least 1")
         if self.evaluate and not (self.resume or self.pretrained):
             raise ValueError("--evaluate needs weights: give --resume CHECKPOINT or --pretrained FILE")
-        if self.new_head and not self.pretrained:
-            raise ValueError("--new-head needs --pretrained FILE")
+        for name, needs in (("new_head", "pretrained"), ("new_data", "resume")):
+            if getattr(self, name) and not getattr(self, needs):
+                raise ValueError(f"--{name.replace('_', '-')} needs --{needs} FILE")
         self._check("loss_scale", self.loss_scale is None or self.loss_scale == "dynamic" or self.loss_scale > 0,
                     "dynamic or above 0")  # fmt: skip
         self._check("world_size", self.world_size >= 1, "at least 1")
@@ -165,6 +188,17 @@ class TrainOptions:
             self._check("device_list", good, "different numbers of at least 0")
         if self.multiprocessing_distributed and self.world_size > 1 and not (self.addr or self.dist_url):
             raise ValueError(f"--world-size {self.world_size} needs --addr, the address of node 0")
+
+    def _fill_in(self) -> None:
+        """Defaults that hang on something else: the original has one script for one card and another for eight."""
+        several = self.multiprocessing_distributed or Ranks.from_environment().many
+        self._default("batch_size", 512 if several else 128)
+        self._default("lr", 0.1 if several else 0.045)
+        self._default("lr_schedule", "cosine" if several else "step")
+        self._default("opt_level", "O2" if self.amp else "O0")
+        for name in ("world_size", "rank"):  # the original's -1: only this node
+            if getattr(self, name) == -1:
+                object.__setattr__(self, name, int(name == "world_size"))
 
     @property
     def device_name(self) -> str:

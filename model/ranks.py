@@ -6,6 +6,7 @@ MASTER_PORT); :func:`spawn` sets the same, so that both ways are one from there 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import logging
@@ -121,6 +122,37 @@ class Ranks:
             buffer.copy_(mean.view_as(buffer))
 
 
+class Agreement:
+    """What the ranks' hosts tell each other between two steps, beside what their devices exchange.
+
+    A host that waits here for the slowest one does not make its device wait: that has a step queued.
+    """
+
+    def __init__(self, ranks: Ranks):
+        """All ranks make it, after they have joined."""
+        self._group = dist.new_group(backend="gloo") if ranks.many else None
+
+    def largest(self, values: Sequence[int]) -> list[int]:
+        """Of each value the largest that any rank has given."""
+        together = torch.tensor(values, dtype=torch.int64)
+        if self._group:
+            dist.all_reduce(together, op=dist.ReduceOp.MAX, group=self._group)
+        result: list[int] = together.tolist()
+        return result
+
+    def first(self, value: str | None) -> str | None:
+        """Rank 0's, on all ranks."""
+        box = [value]
+        if self._group:
+            dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
+
+    def meet(self) -> None:
+        """Wait until all ranks are here."""
+        if self._group:
+            dist.barrier(group=self._group)
+
+
 def spawn(
     main: Callable[[Sequence[str]], object],
     argv: Sequence[str],
@@ -134,7 +166,8 @@ def spawn(
     """Run ``main(argv)`` in one process a card of this node, and wait for all of them.
 
     ``main`` ends its process with an exit code (SystemExit), having said what was wrong. Where one fails, the others
-    are ended at once. Returns 0, or the exit code of the one that failed first.
+    are ended at once. SIGINT and SIGTERM are passed on to all. Returns 0, or the exit code of the one that failed
+    first.
     """
     if nodes == 1:  # nobody else has to find us: no fixed port that another run on this machine may have
         address, port = "127.0.0.1", _free_port()
@@ -146,7 +179,11 @@ def spawn(
         "MASTER_PORT": str(port),
     }
     try:
-        spawn_all(_rank_main, args=(main, argv, node * cards, environment), nprocs=cards)  # type: ignore[no-untyped-call]
+        _pass_on_signals(
+            spawn_all(  # type: ignore[no-untyped-call]
+                _rank_main, args=(main, argv, node * cards, environment), nprocs=cards, join=False
+            )
+        )
     except ProcessRaisedException as error:  # a mistake of ours: the message holds the rank's traceback
         print(str(error).strip(), file=sys.stderr)
         return 1
@@ -156,6 +193,23 @@ def spawn(
         print(f"rank {node * cards + error.error_index} was ended by {error.signal_name}", file=sys.stderr)
         return 128 + signal.Signals[error.signal_name].value
     return 0
+
+
+def _pass_on_signals(processes: Any) -> None:
+    """Wait for all. What asks us to end is for them: they finish the step and save."""
+
+    def pass_on(number: int, _: object) -> None:
+        for pid in processes.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not processes.join():
+            pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _rank_main(

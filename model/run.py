@@ -11,12 +11,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from .checkpoint import BEST, LAST, CheckpointError, check_fit, load_checkpoint, save_checkpoint, set_aside
+from .checkpoint import CheckpointError, check_fit, load_checkpoint
+from .checkpoints import BEST, Checkpoints, newest_whole, set_aside
+from .epoch_log import NOTHING, Sums
 from .inceptionv4 import InceptionV4
+from .interruptions import Interruptions, Stopped
 from .optimizer import Optimizer
 from .options import TrainOptions
 from .precision import Precision
-from .ranks import Ranks
+from .ranks import Agreement, Ranks
 
 METRICS = "metrics.jsonl"
 
@@ -32,26 +35,38 @@ class Run:
     optimizer: Optimizer
     classes: tuple[str, ...]
     prefix: str  # begins each line of the log, where there are several cards
-    epoch: int = 0  # the next
+    epoch: int = 0  # the one that is under way
+    position: int = 0  # how many of its samples all ranks together have behind them
+    sums: Sums = NOTHING  # over these samples
     best_acc1: float = 0.0
+    loader_state: dict[str, Any] | None = None  # where the loader of the checkpoint stood, that this run goes on from
 
     def __post_init__(self) -> None:
         self.epoch = self.options.start_epoch
         # (1 - s) * NLL + s * mean(-log p), as in the original
         self.criterion = nn.CrossEntropyLoss(label_smoothing=self.options.label_smoothing)
         self.parallel: nn.Module = self.model  # what is trained: with several ranks it averages the gradients
+        self.agreement = Agreement(self.ranks)
+        self.interruptions = Interruptions(self.options.checkpoint_every, self.agreement)
+        self.checkpoints = Checkpoints(self.options.output, keep=self.options.keep_checkpoints)
 
     def begin(self) -> None:
         """Go on where a checkpoint ends, or move an earlier run's files out of the way; all ranks with one model.
 
         Raises CheckpointError, before anything is changed, for a checkpoint that does not fit.
         """
-        last = self.options.output / LAST
-        if self.ranks.restarts and last.exists():  # torchrun has started all ranks anew: go on from the last epoch
-            self._resume(last)
-        elif self.options.resume:
-            self._resume(self.options.resume)
-        elif not self.options.evaluate and self.ranks.first and (earlier := set_aside(self.options.output, METRICS)):
+        output = self.options.output
+        # Where torchrun has started all ranks anew, they go on from what the ranks before them have left.
+        resume = "auto" if self.ranks.restarts else self.options.resume
+        if resume == "auto":
+            newest = newest_whole(output, self.say) if self.ranks.first else None
+            found = self.agreement.first(str(newest) if newest else None)
+            resume = Path(found) if found else None
+        if resume:
+            self._resume(Path(resume))
+        elif self.options.evaluate and not self.options.pretrained:
+            raise CheckpointError(f"--evaluate --resume auto: there is no checkpoint in {output}")
+        elif not self.options.evaluate and self.ranks.first and (earlier := set_aside(output, METRICS)):
             self.say(f"note: an earlier run's files were moved to {earlier}")
         if self.ranks.many:  # DDP shares the weights, but not the masters that they are rounded from
             weights = self.optimizer.weights()
@@ -71,10 +86,16 @@ class Run:
             with open(self.options.output / METRICS, "a") as file:
                 file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
 
-    def save(self, acc1: float | None) -> None:
-        """Write the checkpoint of the epochs done so far."""
+    def save(self, loader_state: dict[str, Any], acc1: float | None = None) -> None:
+        """Begin to write a checkpoint of what is behind us; it is written while training goes on.
+
+        ``loader_state``: of any rank. ``acc1``: the score, at the end of an epoch. A collective.
+        """
+        start = time.perf_counter()
+        self.ranks.average_statistics(self.model)
         is_best = acc1 is not None and (acc1 > self.best_acc1 or not (self.options.output / BEST).exists())
         self.best_acc1 = max(self.best_acc1, acc1 or 0.0)
+        self.interruptions.saved()
         if not self.ranks.first:
             return
         state = {  # on the host: any device can go on from it
@@ -87,18 +108,45 @@ class Run:
             "opt_level": self.precision.level,
             "blocks": list(self.options.blocks),
             "classes": list(self.classes),
+            "loader": loader_state | {"epoch": self.epoch, "position": self.position},
+            "sums": list(self.sums),
         }
-        save_checkpoint(tree_map_only(Tensor, Tensor.cpu, state), self.options.output, is_best=is_best)
+        self.checkpoints.save(tree_map_only(Tensor, Tensor.cpu, state), is_best=is_best)
+        if self.checkpoints.failed:
+            self.say(f"note: {self.checkpoints.failed}; training goes on, the last one is {self.checkpoints.last}")
+        waited_s = time.perf_counter() - start
+        self.metrics(kind="checkpoint", epoch=self.epoch, position=self.position, wait_s=round(waited_s, 4))
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is written. Raises CheckpointError where it is not; all ranks wait."""
+        self.checkpoints.wait()
+        self.agreement.meet()
+        if self.checkpoints.failed:
+            raise CheckpointError(f"{self.checkpoints.failed}; the last one is {self.checkpoints.last}")
+
+    def stop(self, stopped: Stopped) -> None:
+        """Say how to go on, once what was saved is written."""
+        self.finish()
+        self.say(
+            f"{stopped}: stopped after sample {self.position:,} of epoch {self.epoch}, saved as "
+            f"{self.checkpoints.last}; --resume auto goes on from there"
+        )
 
     def _resume(self, path: Path) -> None:
         state = load_checkpoint(path)
-        check_fit(state, path, blocks=self.options.blocks, classes=self.model.num_classes)
+        names = None if self.options.new_data else self.classes
+        check_fit(state, path, blocks=self.options.blocks, classes=self.model.num_classes, names=names)
         try:
             self.optimizer.load_weights(state["state_dict"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.optimizer.load_amp_state_dict(state.get("amp"))
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            self.epoch = int(state["epoch"])
+            self.best_acc1 = float(state.get("best_acc1", 0.0))
+            if not self.options.new_data and (loader := state.get("loader")):
+                self.loader_state, self.position = dict(loader), int(loader["position"])
+                self.sums = Sums(*state["sums"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} does not fit the model: {str(error).splitlines()[0]}") from error
-        self.epoch = int(state["epoch"])
-        self.best_acc1 = float(state.get("best_acc1", 0.0))
-        self.say(f"=> resumed from {path} (epoch {self.epoch}, best Acc@1 {self.best_acc1:.3f})")
+        self.checkpoints.last = path
+        where = f", sample {self.position:,}" if self.position else ""
+        self.say(f"=> resumed from {path} (epoch {self.epoch}{where}, best Acc@1 {self.best_acc1:.3f})")

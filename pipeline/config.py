@@ -10,6 +10,7 @@ from typing import Literal
 from .errors import ConfigError
 from .place import Place, is_url, parse_place
 
+SHUFFLES = ("auto", "global", "block")
 EVAL_RESIZE = 342 / 299  # the recipe's evaluation: short side 342, central square 299
 
 
@@ -28,6 +29,8 @@ class PipelineConfig:
     image_size: int = 299  # pixels, square
     resize_size: int | None = None  # evaluation: short side before the central crop; None: image_size * 342 / 299
     seed: int = 0
+    shuffle: str = "auto"  # training: global, block (samples of a few shards at a time), auto: what suits the source
+    shuffle_window: int = 32  # block: how many shards are mixed
     rank: int = 0
     world_size: int = 1
     backend: str = "auto"  # auto, pillow or dali
@@ -41,7 +44,9 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         if (self.shards is None) == (self.data is None):
             raise ConfigError("give shards (a folder of shards) or data (an ImageNet folder), one of the two")
-        for name in ("batch_size", "image_size", "world_size"):
+        if self.shuffle not in SHUFFLES:
+            raise ConfigError(f"shuffle must be {', '.join(SHUFFLES)}, was {self.shuffle!r}")
+        for name in ("batch_size", "image_size", "world_size", "shuffle_window"):
             _at_least(name, getattr(self, name), 1)
         _at_least("seed", self.seed, 0)
         _at_least("slots", self.slots, 2)

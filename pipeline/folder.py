@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,18 @@ class Folder:
     def crop_addressed(self) -> bool:
         """Never: a folder's pictures are read and decoded whole."""
         return False
+
+    @property
+    def first(self) -> npt.NDArray[np.int64]:
+        """All single files: one block."""
+        return np.zeros(1, np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the pictures' names and classes; what is in them is not looked at."""
+        digest = hashlib.sha256(self.names.data)
+        digest.update(self.labels.data)
+        return digest.hexdigest()[:16]
 
     def name(self, index: int) -> str:
         """The picture's path relative to the folder."""

@@ -25,12 +25,15 @@ from .config import PipelineConfig
 from .delivery import Delivery
 from .errors import ConfigError, DataError
 from .host import available_cores, cores
-from .order import Indices, batch_indices, epoch_order
+from .order import Indices, batch_indices, block_order, epoch_order
 from .pool import WorkerPool
 from .ring import Ring
+from .shards import Shards
 from .source import Source, open_source, slow_source_advice
 from .worker import DONE, TASK, Job
 
+# What has changed, where a state does not fit.
+_OTHER = {"data": "the pictures are others: their fingerprint was", "samples": "the number of pictures was"}
 _NAMED = 10  # damaged pictures that are named; all are counted
 _IN_FLIGHT = 128  # tasks on the queue at most: far fewer than the socket holds, so that no send ever waits
 
@@ -47,6 +50,7 @@ class Batch:
     indices: Tensor  # int64 [N], numbers of the samples in the data set
     global_size: int  # samples that all ranks together have in this step
     epoch: int
+    end: int  # samples of the epoch that all ranks together have behind them with this step
     wait_s: float  # how long the trainer waited for it: 0 where the host keeps up
 
 
@@ -80,6 +84,7 @@ class Loader:
         if len(self.source) == 0:
             raise DataError(f"{config.place.root} holds no sample in split {config.split!r}")
         self.ring = Ring(slots=config.slots, batch_size=config.batch_size, image_size=config.image_size)
+        self._shuffle = _shuffle(config, self.source)
         self._rows = -(-config.batch_size * config.slots // min(_IN_FLIGHT, 8 * self.workers))
         self._rows = min(self._rows, config.batch_size)
         self.read_whole = 0  # pictures that were read and decoded whole: damaged, or not crop-addressed
@@ -147,20 +152,25 @@ class Loader:
         Taken on any rank, it may be loaded by a loader with any world size, batch size and number of workers.
         """
         return {
-            "version": 1,
+            "version": 2,
             "epoch": self._epoch,
             "position": self._position,
             "samples": self.samples,
-            "seed": self.config.seed,
             "split": self.config.split,
+            "seed": self.config.seed,
+            "shuffle": self._shuffle,
+            "data": self.source.fingerprint,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another loader stood. Raises ConfigError where the state is not of this data set and seed."""
+        """Go on where another loader stood.
+
+        Raises ConfigError where the state is not of these very samples in this very order.
+        """
         mine = self.state_dict()
-        for name in ("version", "samples", "seed", "split"):
+        for name in ("version", "samples", "split", "seed", "shuffle", "data"):
             if state.get(name) != mine[name]:
-                raise ConfigError(f"the loader's state has {name} {state.get(name)!r}, this loader {mine[name]!r}")
+                raise ConfigError(f"{_OTHER.get(name, f'the {name}')} {state.get(name)!r} then and {mine[name]!r} now")
         epoch, position = state.get("epoch"), state.get("position")
         if not isinstance(epoch, int) or not isinstance(position, int) or epoch < 0:
             raise ConfigError(f"the loader's state has epoch {epoch!r} and position {position!r}")
@@ -232,6 +242,7 @@ class Loader:
             indices=torch.from_numpy(slot.indices[: flight.size]),
             global_size=flight.global_size,
             epoch=flight.epoch,
+            end=flight.end,
             wait_s=wait_s,
         )
 
@@ -283,10 +294,17 @@ class Loader:
 
     def _order(self, epoch: int) -> Indices:
         if epoch not in self._orders:
-            order = epoch_order(self.samples, seed=self.config.seed, epoch=epoch, shuffle=self.config.training)
+            order = self._new_order(epoch)
             # Two epochs are under way at most: the one that ends and the one that is prefetched.
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {epoch: order}
         return self._orders[epoch]
+
+    def _new_order(self, epoch: int) -> Indices:
+        config = self.config
+        if self._shuffle.startswith("block"):
+            window = config.shuffle_window
+            return block_order(self.samples, self.source.first, seed=config.seed, epoch=epoch, window=window)
+        return epoch_order(self.samples, seed=config.seed, epoch=epoch, shuffle=config.training)
 
     def _collect(self, *, wait: bool = True) -> None:
         """Take note of what the workers have done; with ``wait``, of one thing at least."""
@@ -323,6 +341,20 @@ class Loader:
 def _behind(flight: _Flight, samples: int) -> tuple[int, int]:
     """Epoch and position behind a batch."""
     return (flight.epoch, flight.end) if flight.end < samples else (flight.epoch + 1, 0)
+
+
+def _shuffle(config: PipelineConfig, source: Source) -> str:
+    """The order in one word: with the seed, all that it depends on."""
+    if not config.training:
+        return "none"
+    if config.shuffle == "global" or (config.shuffle == "auto" and not config.place.remote):
+        return "global"
+    if not isinstance(source, Shards):
+        raise ConfigError(
+            f"shuffle='block' keeps shards together, {config.root} holds single files: "
+            "make_shards.py makes shards of them"
+        )
+    return f"block of {config.shuffle_window}"
 
 
 def _shut_down(pool: WorkerPool, ring: Ring, source: Source, delivery: Delivery | None) -> None:

@@ -22,6 +22,7 @@ _MASK: Final = 0xFFFFFFFFFFFFFFFF
 # What a number is drawn for. Streams with other numbers are independent.
 STREAM_ORDER: Final = 1
 STREAM_CROP: Final = 2
+STREAM_SHARDS: Final = 3
 
 
 def _mix(x: U64) -> U64:

@@ -8,6 +8,7 @@ own reader. The manifest is written last: a folder without one is not finished.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -171,6 +172,7 @@ class Shards:
     first: I64  # [shards] number of each shard's first sample
     index: Path
     records: npt.NDArray[np.void]  # [n] of RECORD
+    fingerprint: str  # of all shards' hashes
     part: bool = False  # of the shards that the index describes
     _files: dict[int, int] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     _samples: int = 0
@@ -347,6 +349,7 @@ def shards_of(
         index=index,
         records=records,
         part=part,
+        fingerprint=hashlib.sha256("".join(infos[n].sha256 for n in chosen).encode()).hexdigest()[:16],
     )
 
 

@@ -19,6 +19,12 @@ class Source(Protocol):
     @property
     def crop_addressed(self) -> bool: ...
 
+    @property
+    def first(self) -> I64: ...  # number of each shard's first sample: what a block shuffle keeps together
+
+    @property
+    def fingerprint(self) -> str: ...  # the same for the same samples under the same numbers
+
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str: ...

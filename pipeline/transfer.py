@@ -25,6 +25,7 @@ class DeviceBatch:
     images: Tensor  # [N, 3, S, S], normalised to [-1, 1], in the device's memory format
     labels: Tensor  # int64 [N]
     global_size: int  # samples that all ranks together have in this step
+    end: int  # samples of the epoch that all ranks together have behind them with this step
     wait_s: float  # how long the trainer waited for the host
 
 
@@ -126,4 +127,4 @@ class Feed:
 
 
 def _on_device(batch: Batch, images: Tensor, labels: Tensor) -> DeviceBatch:
-    return DeviceBatch(images=images, labels=labels, global_size=batch.global_size, wait_s=batch.wait_s)
+    return DeviceBatch(images=images, labels=labels, global_size=batch.global_size, end=batch.end, wait_s=batch.wait_s)

@@ -1,7 +1,7 @@
 """Training without batch statistics, to compare ranks and devices: what each picture gives hangs on no other picture.
 
 Batch norm normalises by the pictures that a rank holds, and so two ranks of 10 are not one of 20. With the running
-statistics (the model in ``eval``, which also turns dropout off) everything else has to be equal: order, crops, shares,
+statistics (the model in ``eval``) everything else has to be equal: order, crops, shares,
 gradients, reductions, steps.
 """
 

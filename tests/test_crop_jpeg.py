@@ -140,7 +140,7 @@ def test_no_mutation_gives_a_wrong_picture_in_silence(tmp_path: Path) -> None:
         bad = mutate(good, rng, length)
         (tmp_path / "shard").write_bytes(bad)
         record = np.array([(0, len(bad), 0, width, height, length, crc)], RECORD)
-        source = Shards(str(tmp_path), ("a",), ("shard",), np.array([0]), tmp_path / "index", record)
+        source = Shards(str(tmp_path), ("a",), ("shard",), np.array([0]), tmp_path / "index", record, "")
         pictures = ShardPictures(source, np.array([0]))
         w, h = rng.randrange(1, width + 1), rng.randrange(1, height + 1)
         x, y = rng.randrange(width - w + 1), rng.randrange(height - h + 1)

@@ -170,16 +170,48 @@ def test_breaking_off_gives_up_the_rest_of_the_epoch(shards: Path) -> None:
 def test_a_state_of_other_data_is_refused(shards: Path) -> None:
     with build(shards) as loader:
         state = loader.state_dict()
-        for name, value in (
+        for *said, name, value in (
             ("seed", 1),
-            ("samples", 41),
+            ("number of pictures", "samples", 41),
             ("split", "val"),
+            ("shuffle", "block of 32"),
+            ("pictures are others", "data", "0123456789abcdef"),
             ("position", 42),
             ("epoch", -1),
             ("epoch", "0"),
         ):
-            with pytest.raises(ConfigError, match=name):
+            with pytest.raises(ConfigError, match=said[0] if said else name):
                 loader.load_state_dict(state | {name: value})
+
+
+def test_a_block_shuffle_is_each_sample_once_for_any_world_size_and_goes_on_in_the_middle(shards: Path) -> None:
+    """Only the order is another: a sample's crop is the one that a global shuffle gives it."""
+    block = {"shuffle": "block", "shuffle_window": 2}
+
+    def by_number(**options: Any) -> dict[int, bytes]:
+        with build(shards, **options) as loader:
+            return {
+                int(i): image.numpy().tobytes() for b in loader for i, image in zip(b.indices, b.images, strict=True)
+            }
+
+    assert by_number(**block) == by_number()
+    with build(shards, **block) as loader:
+        batches = iter(loader)
+        head = [next(batches).indices.tolist() for _ in range(2)]
+        state = loader.state_dict()
+        with pytest.raises(ConfigError, match="shuffle 'block of 2' then and 'global' now"), build(shards) as other:
+            other.load_state_dict(state)
+    rest = []
+    for rank in range(2):
+        with build(shards, **block, batch_size=4, rank=rank, world_size=2) as loader:
+            loader.load_state_dict(state)
+            rest += numbers(epoch(loader))
+    assert sorted(rest + [i for b in head for i in b]) == list(range(42))
+
+
+def test_a_block_shuffle_of_single_files_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="single files"):
+        build_loader(PipelineConfig(data=folder, shuffle="block", batch_size=8, image_size=64))
 
 
 def test_more_batches_than_slots_cannot_be_held(shards: Path) -> None:
@@ -345,6 +377,8 @@ def test_a_damaged_picture_ends_the_run_with_its_name(shards: Path, tmp_path: Pa
         ({"rank": 2, "world_size": 2}, r"rank must be in \[0, 1\], was 2"),
         ({"slots": 1}, "slots"),
         ({"image_size": True}, "image_size"),
+        ({"shuffle": "some"}, "shuffle must be auto, global, block, was 'some'"),
+        ({"shuffle_window": 0}, "shuffle_window"),
         ({"crop_scale": (0.5, 0.2)}, "crop_scale"),
         ({"resize_size": 10}, "resize_size"),
         ({"backend": "magic"}, "backend"),

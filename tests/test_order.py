@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.order import batch_indices, epoch_order
+from pipeline.order import Indices, batch_indices, block_order, epoch_order
 
 
 @pytest.mark.parametrize("n", [1, 2, 17, 1000])
@@ -43,3 +43,41 @@ def test_global_batches_are_the_same_sets_for_any_number_of_ranks(n: int, global
             assert batch.tolist() == order[start : start + global_batch].tolist()
             seen += batch.tolist()
         assert sorted(seen) == list(range(n))
+
+
+def first_of(counts: list[int]) -> Indices:
+    return np.cumsum([0, *counts[:-1]], dtype=np.int64)
+
+
+@pytest.mark.parametrize("counts", [[1], [5], [3, 4, 3], [10] * 24, [100, 99, 100, 1]])
+@pytest.mark.parametrize("window", [1, 2, 5, 1000])
+def test_a_block_shuffle_is_a_permutation_of_few_shards_at_a_time(counts: list[int], window: int) -> None:
+    n, first = sum(counts), first_of(counts)
+    orders = [block_order(n, first, seed=s, epoch=e, window=window) for s in range(2) for e in range(2)]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(n))
+        shard = np.searchsorted(first, order, side="right") - 1
+        places = [np.flatnonzero(shard == k) for k in range(len(counts))]
+        begun = np.array([place[0] for place in places])
+        done = np.array([place[-1] for place in places])
+        open_at = [int(((begun <= at) & (at <= done)).sum()) for at in range(n)]
+        assert max(open_at) <= window
+    assert len({order.tobytes() for order in orders}) == (4 if n > 10 else len({order.tobytes() for order in orders}))
+
+
+def test_a_block_shuffle_has_no_border_between_windows() -> None:
+    """From beginning to end, about as many shards as the window holds are under way; half of it at the ends."""
+    counts, window = [200] * 60, 12
+    first = first_of(counts)
+    shard = np.searchsorted(first, block_order(12_000, first, seed=1, epoch=0, window=window), side="right") - 1
+    many = [len(set(shard[at : at + 300].tolist())) for at in range(0, 12_000, 300)]
+    assert min(many[1:-1]) >= window - 3
+    assert min(many) >= window // 2
+
+
+def test_a_block_shuffle_over_all_shards_is_a_global_one() -> None:
+    """A sample's distance from its place, and from the sample that was next to it, is that of a uniform permutation."""
+    n = 20_000
+    order = block_order(n, first_of([500] * 40), seed=0, epoch=0, window=80)
+    assert abs(np.abs(order - np.arange(n)).mean() / n - 1 / 3) < 0.01
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 5 / np.sqrt(n)

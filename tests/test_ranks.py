@@ -147,6 +147,29 @@ def test_one_rank_that_is_killed_ends_all(shards: Path, tmp_path: Path) -> None:
         assert time.monotonic() - killed < 30
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("launcher", [SPAWN, TORCHRUN])
+def test_fault_24_a_signal_to_the_launcher_stops_all_ranks_in_one_step(
+    shards: Path, tmp_path: Path, run_here: Run, launcher: tuple[str, ...]
+) -> None:
+    """They save once, and one rank alone goes on from there. torchrun itself exits with 1, whatever its ranks say."""
+    common = ("--shards", shards, *SMALL, "--batch-size", 6, "--epochs", 2, "--output", tmp_path, "--resume", "auto")
+    spawned = launcher == SPAWN
+    process = start(*(("train.py", *common, *launcher) if spawned else (*launcher, "train.py", *common)))
+    assert process.stdout is not None
+    while "Epoch: [0][1/7]" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == (143 if spawned else 1)
+    (stopped,) = re.findall(r"SIGTERM: stopped after sample (\d+) of epoch 0, saved as", out)
+    done = run_here("train.py", *common)
+    assert done.returncode == 0, done.stderr
+    assert f"(epoch 0, sample {stopped}" in done.stdout
+    steps = [line["step"] for line in metrics(tmp_path, "train")]
+    assert steps == [*range(7), *range(7)]
+
+
 def test_what_is_wrong_for_all_is_said_once(shards: Path, tmp_path: Path) -> None:
     process = start("train.py", "--shards", tmp_path / "missing", *SMALL, "--output", tmp_path / "out", *SPAWN)
     out, _ = process.communicate(timeout=60)
@@ -166,7 +189,7 @@ def test_torchrun_starts_anew_from_the_last_checkpoint(spawned: tuple[str, Path]
         assert process.poll() is None
     os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
     out = finish(process)
-    assert f"=> resumed from {tmp_path / 'checkpoint.pth.tar'} (epoch 1" in out
+    assert re.search(rf"=> resumed from {tmp_path}/checkpoint-000001-\w+\.pth\.tar \(epoch 1", out)
     got, want = (
         torch.load(output / "checkpoint.pth.tar", weights_only=True)["state_dict"] for output in (tmp_path, spawned[1])
     )

@@ -49,8 +49,8 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def want(shards: Path) -> Batches:
-    """Two epochs of the local folder."""
-    with build(shards) as loader:
+    """Two epochs of the local folder, in the order that is a URL's default."""
+    with build(shards, shuffle="block") as loader:
         return epoch(loader) + epoch(loader)
 
 
@@ -72,24 +72,6 @@ def tars(cache: Path) -> list[str]:
 
 def size_of(root: Path, split: str) -> int:
     return sum(info.bytes for info in read_manifest(root).splits[split])
-
-
-def slices(order_of: int, shards: Path) -> Any:
-    """An order as a block shuffle makes it: ``order_of`` shards at a time, in random order, mixed among themselves."""
-    source = open_shards(shards, "train")
-    bounds = [*source.first.tolist(), len(source)]
-
-    def order(n: int, *, seed: int, epoch: int, shuffle: bool) -> Any:
-        if not shuffle:
-            return np.arange(n)
-        rng = np.random.default_rng((seed, epoch))
-        numbers = rng.permutation(len(bounds) - 1)
-        blocks = [numbers[i : i + order_of] for i in range(0, len(numbers), order_of)]
-        return np.concatenate(
-            [rng.permutation(np.concatenate([np.arange(bounds[s], bounds[s + 1]) for s in block])) for block in blocks]
-        )
-
-    return order
 
 
 def always_whole(name: str, before: int) -> str:
@@ -192,15 +174,19 @@ def test_a_file_url_is_cached_too(shards: Path, cache: Path, want_val: Batches) 
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_small_cache_stays_small_and_gives_the_same_epochs(
-    shards: Path, cache: Path, world_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_small_cache_stays_small_and_gives_the_same_epochs(shards: Path, cache: Path, world_size: int) -> None:
     """Room for four shards, two mixed at a time; shards that had to go are fetched again."""
-    monkeypatch.setattr("pipeline.loader.epoch_order", slices(2, shards))
     largest = max(info.bytes for info in read_manifest(shards).splits["train"])
     index = (shards / "train.index.npy").stat().st_size
     limit = 4 * largest + index
-    options: dict[str, Any] = {"batch_size": 2, "slots": 2, "world_size": world_size, "image_size": 32}
+    options: dict[str, Any] = {
+        "batch_size": 2,
+        "slots": 2,
+        "world_size": world_size,
+        "image_size": 32,
+        "shuffle": "block",
+        "shuffle_window": 2,
+    }
     with build(shards, **options) as loader:
         local = [numbers(epoch(loader)) for _ in range(3)]
     most = 0
@@ -221,7 +207,7 @@ def test_a_small_cache_stays_small_and_gives_the_same_epochs(
 def test_a_cache_that_is_too_small_for_the_order_is_refused(shards: Path, cache: Path) -> None:
     size = size_of(shards, "train") / 1e9
     with serve(shards) as server, pytest.raises(ConfigError) as error:
-        build(server.url, cache, cache_gb=size / 2)
+        build(server.url, cache, cache_gb=size / 2, shuffle="global")
     assert f"needs {size:.3g} GB of its {size:.3g} GB at once" in str(error.value)
     assert "raise --cache-gb, or give --shuffle block" in str(error.value)
 

@@ -70,24 +70,6 @@ def test_the_checkpoint_has_the_originals_keys(two_epochs: tuple[str, Path]) -> 
     assert not list(output.glob("*.partial"))
 
 
-def test_a_resumed_run_ends_where_the_whole_run_ends(
-    two_epochs: tuple[str, Path], shards: Path, run_here: Run, tmp_path: Path
-) -> None:
-    """Weights, momentum and losses, bit for bit."""
-    common = ("--shards", shards, *SMALL, "--print-freq", 1, "--output", tmp_path)
-    assert run_here("train.py", *common, "--epochs", 1).returncode == 0
-    done = run_here("train.py", *common, "--epochs", 2, "--resume", tmp_path / "checkpoint.pth.tar")
-    assert done.returncode == 0
-    assert "resumed from" in done.stdout
-    got = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)
-    want = torch.load(two_epochs[1] / "checkpoint.pth.tar", weights_only=True)
-    for name, value in want["state_dict"].items():
-        assert torch.equal(got["state_dict"][name], value), name
-    for number, value in want["optimizer"]["state"].items():
-        assert torch.equal(got["optimizer"]["state"][number]["momentum_buffer"], value["momentum_buffer"])
-    assert metrics(tmp_path, "epoch")[1]["loss"] == metrics(two_epochs[1], "epoch")[1]["loss"]
-
-
 def test_an_earlier_run_is_not_overwritten(shards: Path, run_here: Run, tmp_path: Path) -> None:
     common = ("--shards", shards, *SMALL, "--output", tmp_path, "--epochs", 1)
     assert run_here("train.py", *common).returncode == 0
@@ -219,16 +201,3 @@ def test_a_wrong_call_is_one_clear_line(
     assert lines[-1].startswith("train.py: error: ")
     assert len(lines) == 1 or lines[0].startswith("usage: ")
     assert "Traceback" not in stderr
-
-
-def test_a_checkpoint_of_another_network_is_refused(
-    two_epochs: tuple[str, Path], shards: Path, run_here: Run, tmp_path: Path
-) -> None:
-    checkpoint = two_epochs[1] / "checkpoint.pth.tar"
-    other = ("--shards", shards, "--device", "cpu", "--image-size", 75, "--output", tmp_path, "--resume", checkpoint)
-    done = run_here("train.py", *other, "--blocks", "1,0,0")
-    assert done.returncode == 1
-    assert "give --blocks 0,0,0" in done.stderr
-    done = run_here("train.py", *other, "--blocks", "0,0,0", "--num-classes", 5)
-    assert done.returncode == 1
-    assert "has 3 classes, the model 5" in done.stderr
