@@ -471,6 +471,7 @@ def test_names_in_a_manifest_are_file_names_only(name: str, remote: bool, shards
 # Commands
 
 
+@pytest.mark.soak
 def test_train_takes_a_url(shards: Path, run_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     with serve(shards) as server:
