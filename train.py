@@ -272,12 +272,15 @@ def configure(options: TrainOptions, split: str, ranks: Ranks) -> PipelineConfig
         image_size=options.image_size,
         crop_scale=options.crop_scale,
         seed=options.seed,
+        cache_dir=options.cache_dir,
+        cache_gb=options.cache_gb,
         shuffle=options.shuffle,
         shuffle_window=options.shuffle_window,
         rank=ranks.rank,
         world_size=ranks.world_size,
         backend=options.backend,
         on_error=options.on_error,
+        verify_shards=options.verify_shards and ranks.local_rank == 0,
         workers="auto" if options.workers == "auto" else -(-options.workers // here),
     )
 

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline import PipelineConfig
 from pipeline.augment import random_resized_crops
 from pipeline.backends import BACKENDS
-from pipeline.shards import Shards, open_shards, read_manifest
+from pipeline.manifest import read_manifest
+from pipeline.shards import Shards, open_shards
 from pipeline.worker import make_crops
 
 Pixels = npt.NDArray[np.uint8]

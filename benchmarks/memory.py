@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pipeline import PipelineConfig, build_loader
-from pipeline.shards import MANIFEST, index_name, open_shards, read_manifest
+from pipeline.manifest import MANIFEST, index_name, read_manifest
+from pipeline.shards import open_shards
 
 
 def many_times(shards: Path, samples: int, to: Path) -> None:

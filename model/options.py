@@ -78,8 +78,12 @@ def _cards(text: str) -> tuple[int, ...]:
 class TrainOptions:
     """What train.py was asked for. Raises ValueError, naming the flag, for what makes no sense."""
 
-    shards: Path | None = flag(None, "a folder that tools/make_shards.py wrote", type=Path)
+    shards: str | None = flag(None, "a folder that tools/make_shards.py wrote; its URL (s3://, gs://, https:// ...); "
+                              "some of its tars: /data/train-{000000..000146}.tar")  # fmt: skip
     data: Path | None = flag(None, "an ImageNet folder (or a folder of shards)", type=Path)
+    verify_shards: bool = flag(False, "read all shards through and compare their hashes first (from a URL: always)")
+    cache_dir: Path | None = flag(None, "where shards from a URL are kept (default: ~/.cache/headrace)", type=Path)
+    cache_gb: float = flag(100.0, "how much that may be, of all URLs, in 10^9 bytes", type=float)
     output: Path = flag(Path("output"), "where checkpoints and metrics.jsonl go", "--save_path", type=Path)
     device: str = flag("auto", "auto, npu, npu:1, cuda, cuda:1, cpu; sim:474.6x8 takes pictures as 8 such cards would")
     npu: int | None = flag(None, "the same as --device npu:N", type=int)
@@ -156,7 +160,9 @@ class TrainOptions:
     )
     evaluate: bool = flag(False, "score the val split and stop", "-e")
     shuffle: str = flag(
-        "auto", "global; block: whole shards in random order, of which a few are mixed; auto: global", choices=SHUFFLES
+        "auto",
+        "global; block: whole shards in random order, of which a few are mixed; auto: block from a URL, else global",
+        choices=SHUFFLES,
     )
     shuffle_window: int = flag(32, "block: how many shards are mixed", type=int)
     seed: int = flag(0, "of the order, the crops and the weights", type=int)

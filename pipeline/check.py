@@ -17,9 +17,11 @@ from .errors import ConfigError, DataError
 from .files import sha256_of
 from .host import available_cores
 from .idx import idx_name, idx_text
+from .manifest import ShardInfo, read_manifest
+from .place import local_folder
 from .processes import map_in_processes
 from .scan import ScannedShard, scan_shard
-from .shards import ShardInfo, check_size, read_index, read_manifest
+from .shards import check_size, read_index
 
 _NAMED = 20  # pictures of a shard that are named, where more have changed
 EXAMPLE = """example:
@@ -138,7 +140,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("root", metavar="DST", type=Path, help="a folder that tools/make_shards.py wrote")
+    parser.add_argument("root", metavar="DST", help="a folder that tools/make_shards.py wrote")
     parser.add_argument("--deep", action="store_true", help="decode every picture too")
     parser.add_argument(
         "--workers", metavar="N", type=int, default=available_cores(), help="processes (default: cores)"
@@ -146,7 +148,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.workers < 1:
         raise ConfigError(f"--workers must be at least 1, was {args.workers}")
-    problems, samples = check_shards(args.root, deep=args.deep, workers=args.workers)
+    problems, samples = check_shards(local_folder(args.root, "check_shards"), deep=args.deep, workers=args.workers)
     for problem in problems:
         print(problem)
     if problems:

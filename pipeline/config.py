@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import ConfigError
+from .place import Place, is_url, parse_place
 
 SHUFFLES = ("auto", "global", "block")
 EVAL_RESIZE = 342 / 299  # the recipe's evaluation: short side 342, central square 299
@@ -21,7 +22,7 @@ class PipelineConfig:
     split is in index order with the evaluation transform.
     """
 
-    shards: str | os.PathLike[str] | None = None  # a folder that tools/make_shards.py wrote
+    shards: str | os.PathLike[str] | None = None  # a folder of shards, its URL, or some of its tars
     data: str | os.PathLike[str] | None = None  # an ImageNet folder, or a folder of shards
     split: str = "train"
     batch_size: int = 64  # of this rank
@@ -39,12 +40,17 @@ class PipelineConfig:
     flip: bool = True  # mirror half of the training crops
     on_error: Literal["fail", "replace"] = "fail"  # of a picture that cannot be decoded: the next sample replaces it
     watchdog_s: float = 120.0  # a worker that is at one picture for longer, while the loader waits, is ended
+    verify_shards: bool = False  # read all shards through, and compare their hashes, before the first batch
+    cache_dir: str | os.PathLike[str] | None = None  # of shards from a URL; None: ~/.cache/headrace
+    cache_gb: float = 100.0  # 10^9 bytes that the cache may take, for all URLs and all processes of the machine
 
     def __post_init__(self) -> None:
         if (self.shards is None) == (self.data is None):
             raise ConfigError("give shards (a folder of shards) or data (an ImageNet folder), one of the two")
-        if self.shuffle not in SHUFFLES:
-            raise ConfigError(f"shuffle must be {', '.join(SHUFFLES)}, was {self.shuffle!r}")
+        _one_of("shuffle", self.shuffle, SHUFFLES)
+        _one_of("on_error", self.on_error, ("fail", "replace"))
+        for name in ("watchdog_s", "cache_gb"):
+            _above_zero(name, getattr(self, name))
         for name in ("batch_size", "image_size", "world_size", "shuffle_window"):
             _at_least(name, getattr(self, name), 1)
         _at_least("seed", self.seed, 0)
@@ -53,10 +59,6 @@ class PipelineConfig:
             raise ConfigError(f"rank must be in [0, {self.world_size - 1}], was {self.rank}")
         if self.workers != "auto":
             _at_least("workers", self.workers, 1)
-        if self.on_error not in ("fail", "replace"):
-            raise ConfigError(f"on_error must be fail or replace, was {self.on_error!r}")
-        if not self.watchdog_s > 0:
-            raise ConfigError(f"watchdog_s must be above 0 seconds, was {self.watchdog_s}")
         if self.resize_size is not None:
             _at_least("resize_size", self.resize_size, self.image_size)
         low, high = self.crop_scale
@@ -69,16 +71,44 @@ class PipelineConfig:
         return self.split == "train"
 
     @property
-    def root(self) -> Path:
-        """Where the pictures are."""
+    def place(self) -> Place:
+        """Where the pictures are, and which tars of it. Raises ConfigError for a pattern that makes no sense."""
         where = self.shards if self.shards is not None else self.data
         assert where is not None
-        return Path(where)
+        return parse_place(where) if self.shards is not None or is_url(where) else Place(os.fspath(where))
+
+    @property
+    def root(self) -> Path:
+        """Where the pictures are, on this machine's disks."""
+        assert not self.place.remote
+        return Path(self.place.root)
+
+    @property
+    def cache_root(self) -> Path:
+        """The folder for what comes from URLs."""
+        if self.cache_dir is not None:
+            return Path(self.cache_dir).absolute()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace"
+
+    @property
+    def cache_bytes(self) -> int:
+        """How much it may hold."""
+        return int(self.cache_gb * 1e9)
 
     @property
     def eval_resize(self) -> int:
         """Evaluation: the short side before the central crop, in pixels."""
         return self.resize_size or max(self.image_size, round(self.image_size * EVAL_RESIZE))
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be {', '.join(choices)}, was {value!r}")
+
+
+def _above_zero(name: str, value: float) -> None:
+    if not value > 0:
+        raise ConfigError(f"{name} must be above 0, was {value}")
 
 
 def _at_least(name: str, value: object, low: int) -> None:

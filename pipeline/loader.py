@@ -22,6 +22,7 @@ from torch import Tensor
 from .advice import advise
 from .backends import choose_backend
 from .config import PipelineConfig
+from .delivery import Delivery
 from .errors import ConfigError, DataError
 from .host import available_cores, cores
 from .order import Indices, batch_indices, block_order, epoch_order
@@ -76,9 +77,12 @@ class Loader:
         self.config = config
         self.backend = choose_backend(config.backend)
         self.workers = _auto_workers(config) if config.workers == "auto" else int(config.workers)
-        self.source: Source = open_source(config)
+        self._delivery: Delivery | None = None
+        if config.place.remote:
+            self._delivery = Delivery(config)
+        self.source: Source = self._delivery.shards if self._delivery else open_source(config)
         if len(self.source) == 0:
-            raise DataError(f"{config.root} holds no sample in split {config.split!r}")
+            raise DataError(f"{config.place.root} holds no sample in split {config.split!r}")
         self.ring = Ring(slots=config.slots, batch_size=config.batch_size, image_size=config.image_size)
         self._shuffle = _shuffle(config, self.source)
         self._rows = -(-config.batch_size * config.slots // min(_IN_FLIGHT, 8 * self.workers))
@@ -96,7 +100,13 @@ class Loader:
         self._handed_out = 0  # flights at the head of the queue that are with the trainer
         self._free = deque(range(config.slots))
         self._pool = WorkerPool(self._job(), self.ring, self.workers)
-        self._finalizer = weakref.finalize(self, _shut_down, self._pool, self.ring, self.source)
+        self._finalizer = weakref.finalize(self, _shut_down, self._pool, self.ring, self.source, self._delivery)
+        if self._delivery:
+            try:
+                self._delivery.check(0, self._order)
+            except ConfigError:
+                self.close()
+                raise
 
     def _job(self) -> Job:
         return Job(
@@ -125,6 +135,11 @@ class Loader:
     def decode_pids(self) -> list[int]:
         """The decode processes' numbers, for profilers."""
         return self._pool.pids
+
+    @property
+    def fetch_pid(self) -> int | None:
+        """The number of the process that fetches shards; None where they are here."""
+        return self._delivery.pid if self._delivery else None
 
     @property
     def _global_batch(self) -> int:
@@ -206,12 +221,16 @@ class Loader:
             yield batch
 
     def _next(self) -> Batch:
-        self._dispatch()
-        if self._handed_out == len(self._flights):
-            raise RuntimeError(f"all {self.config.slots} slots are held: release a batch before taking the next")
-        flight = self._flights[self._handed_out]
         start = time.perf_counter()
-        waited = flight.missing > 0
+        self._dispatch()
+        waited = False
+        while self._handed_out == len(self._flights):
+            if not self._delivery or not self._free:
+                raise RuntimeError(f"all {self.config.slots} slots are held: release a batch before taking the next")
+            waited = True
+            self._fetch(self._delivery)
+        flight = self._flights[self._handed_out]
+        waited = waited or flight.missing > 0
         self._collect(wait=False)
         while flight.missing:
             self._collect()
@@ -249,15 +268,32 @@ class Loader:
                 rank=self.config.rank,
                 world_size=self.config.world_size,
             )
+            end = min(position + self._global_batch, self.samples)
+            if self._delivery and not self._is_here(self._delivery, epoch, position, end):
+                break
             number, size = self._free.popleft(), len(indices)
             self.ring.slots[number].wanted[:size] = indices
-            end = min(position + self._global_batch, self.samples)
             self._flights.append(
                 _Flight(slot=number, size=size, global_size=end - position, epoch=epoch, end=end, missing=size)
             )
             for first in range(0, size, self._rows):
                 self._queued += 1
                 self._pool.send(TASK.pack(epoch, number, first, min(first + self._rows, size)))
+
+    def _fetch(self, delivery: Delivery) -> None:
+        """Wait for shards of the next batch. Raises DataError where they cannot be had."""
+        try:
+            delivery.wait()
+            self._dispatch()
+        except DataError:
+            self.close()
+            raise
+
+    def _is_here(self, delivery: Delivery, epoch: int, position: int, end: int) -> bool:
+        """Whether the shards of a batch are there; those of the batches that are being decoded stay there too."""
+        oldest = next((flight for flight in self._flights if flight.missing), None)
+        begin = (oldest.epoch, oldest.end - oldest.global_size) if oldest else (epoch, position)
+        return delivery.ready(begin, (epoch, position), end, self._order)
 
     def _order(self, epoch: int) -> Indices:
         if epoch not in self._orders:
@@ -318,7 +354,7 @@ def _shuffle(config: PipelineConfig, source: Source) -> str:
     """The order in one word: with the seed, all that it depends on."""
     if not config.training:
         return "none"
-    if config.shuffle != "block":
+    if config.shuffle == "global" or (config.shuffle == "auto" and not config.place.remote):
         return "global"
     if not isinstance(source, Shards):
         raise ConfigError(
@@ -328,8 +364,10 @@ def _shuffle(config: PipelineConfig, source: Source) -> str:
     return f"block of {config.shuffle_window}"
 
 
-def _shut_down(pool: WorkerPool, ring: Ring, source: Source) -> None:
+def _shut_down(pool: WorkerPool, ring: Ring, source: Source, delivery: Delivery | None) -> None:
     pool.close()
+    if delivery:
+        delivery.close()
     ring.close()
     source.close()
 

@@ -12,8 +12,8 @@ from .console import run_tool
 from .errors import ConfigError, DataError
 from .files import WriteError
 from .host import available_cores
+from .manifest import MANIFEST
 from .prepare import JPEG_MODES
-from .shards import MANIFEST
 from .writer import WriterConfig, write_shards
 
 EXAMPLE = """example:

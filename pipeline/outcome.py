@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .files import atomic_write
+from .manifest import Manifest, ShardInfo
 from .prepare import COUNTED, LISTED
-from .shards import RECORD, Manifest, ShardInfo
+from .shards import RECORD
 
 _LINES = (*LISTED, "skipped")
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from .errors import DataError
 from .folder import Folder
+from .manifest import shard_name
 from .order import epoch_order
-from .shards import shard_name
 
 _KEY_BYTES = 88  # a tar header holds a name of 100 bytes; ".jpg" and room for a numbered twin
 _PLAIN = re.compile(rb"[A-Za-z0-9_+=,@~^-]")

@@ -25,6 +25,7 @@ from .errors import ConfigError
 from .files import atomic_write
 from .host import available_cores
 from .loader import Loader, build_loader
+from .place import local_folder
 from .worker import make_crops
 
 EXAMPLE = """example: eight NPUs that each train 474.6 images/s
@@ -248,7 +249,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--shards", metavar="DST", type=Path, help="a folder of shards")
+    parser.add_argument("--shards", metavar="DST", help="a folder of shards")
     parser.add_argument("--data", metavar="SRC", type=Path, help="an ImageNet folder")
     parser.add_argument("--demand", metavar="IMG_PER_S", type=float, default=474.6,
                         help="what one device trains (default: 474.6, an Ascend NPU on InceptionV4)")  # fmt: skip
@@ -263,6 +264,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     for name in ("demand", "devices", "seconds"):
         if not getattr(args, name) > 0:
             raise ConfigError(f"--{name} must be above 0, was {getattr(args, name)}")
+    local_folder(args.shards or args.data or "", "profile_loader")
     config = PipelineConfig(
         shards=args.shards,
         data=args.data,

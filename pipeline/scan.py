@@ -16,7 +16,8 @@ from .errors import DataError, shown
 from .files import sha256_of
 from .folder import picture_size
 from .idx import idx_line
-from .shards import BLOCK, MAX_SIDE, RECORD, ShardInfo
+from .manifest import ShardInfo
+from .shards import BLOCK, MAX_SIDE, RECORD
 
 _LABEL_DIGITS = 9  # of a class number: what a record holds
 

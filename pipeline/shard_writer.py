@@ -16,11 +16,12 @@ from .errors import DataError
 from .files import atomic_write, printable
 from .folder import Folder
 from .idx import idx_line, idx_name, idx_text
+from .manifest import ShardInfo
 from .outcome import Outcome, read_outcome, write_outcome
 from .plan import ShardPlan
 from .prepare import LISTED, Prepared, Recode, prepare
 from .scan import scan_shard
-from .shards import BLOCK, RECORD, ShardInfo
+from .shards import BLOCK, RECORD
 
 
 class HashedFile:

@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .crop_jpeg import Excerpt, LayoutError, read_layout, splice, whole_picture
 from .errors import ConfigError, DataError, shown
-from .files import atomic_write
+from .manifest import Manifest, ShardInfo, read_manifest
 from .pictures import I64, Begin, Pictures, unwatched
 from .verify import check_head
-
-T = TypeVar("T")
-FORMAT = "headrace-shards"
-VERSION = 2
-MANIFEST = "manifest.json"
 
 # One sample: its picture's place in its shard, its class, its picture's size in pixels; of a crop-addressed picture
 # how long its header is and the CRC-32 in it, otherwise 0. 28 bytes, little endian.
@@ -48,132 +42,12 @@ BLOCK = 512  # a tar is made of these
 _OPEN_SHARDS = 256  # files a process keeps open: enough for ImageNet, far below the usual limit of 1,024
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ShardInfo:
-    """One tar as the manifest describes it."""
-
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a folder of shards holds."""
-
-    root: Path
-    classes: tuple[str, ...]
-    splits: dict[str, tuple[ShardInfo, ...]]
-    index_sha256: dict[str, str]
-    made: dict[str, Any]  # how: the tool's version and its flags
-
-    def index_path(self, split: str) -> Path:
-        return self.root / index_name(split)
-
-
-def shard_name(split: str, number: int) -> str:
-    """The name of a split's n-th tar."""
-    return f"{split}-{number:06d}.tar"
-
-
-def index_name(split: str) -> str:
-    """The name of a split's index."""
-    return f"{split}.index.npy"
-
-
-def write_manifest(manifest: Manifest) -> None:
-    """Put the manifest in its place, atomically. Called when all it names is on the disk."""
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "made": manifest.made,
-        "splits": {
-            split: {
-                "samples": sum(shard.samples for shard in shards),
-                "bytes": sum(shard.bytes for shard in shards),
-                "index": index_name(split),
-                "index_sha256": manifest.index_sha256[split],
-                "shards": [dataclasses.asdict(shard) for shard in shards],
-            }
-            for split, shards in manifest.splits.items()
-        },
-        "classes": manifest.classes,
-    }
-    text = json.dumps(content, indent=1, ensure_ascii=True) + "\n"
-    with atomic_write(manifest.root / MANIFEST) as file:
-        file.write(text.encode())
-
-
-def read_manifest(root: Path) -> Manifest:
-    """Read and check ``manifest.json``. Raises ConfigError where there is none, DataError where it is damaged."""
-    if not root.is_dir():
-        raise ConfigError(f"no such folder of shards: {root} (python tools/make_shards.py SRC {root} makes one)")
-    path = root / MANIFEST
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{root} has no {MANIFEST}, so it is no finished folder of shards: "
-            f"python tools/make_shards.py SRC {root} makes one, with --resume it goes on with one"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read: {shown(error)}") from error
-    try:
-        if content["format"] != FORMAT or content["version"] != VERSION:
-            got = shown(f"{content['format']} {content['version']}")
-            raise DataError(f"{path}: want {FORMAT} {VERSION}, got {got}")
-        splits = _of(dict, content["splits"])
-        return Manifest(
-            root=root,
-            classes=tuple(_of(str, name) for name in _of(list, content["classes"])),
-            splits={
-                _plain_name(split): tuple(
-                    ShardInfo(
-                        name=_plain_name(s["name"]),
-                        samples=_count(s["samples"]),
-                        bytes=_count(s["bytes"]),
-                        sha256=_of(str, s["sha256"]),
-                    )
-                    for s in _of(list, body["shards"])
-                )
-                for split, body in splits.items()
-            },
-            index_sha256={split: _of(str, body["index_sha256"]) for split, body in splits.items()},
-            made=_of(dict, content["made"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path} is damaged ({type(error).__name__}: {shown(error)}): "
-            "make the shards again, or copy the manifest again"
-        ) from error
-
-
-def _of(kind: type[T], value: object) -> T:
-    if not isinstance(value, kind):
-        raise TypeError(f"want {kind.__name__}, got {shown(repr(value))}")
-    return value
-
-
-def _count(value: object) -> int:
-    if isinstance(value, bool) or not 0 <= _of(int, value) < 1 << 63:
-        raise ValueError(f"want a number from 0 on, got {shown(value)}")
-    return _of(int, value)
-
-
-def _plain_name(value: object) -> str:
-    """A name that leads nowhere but into the folder: a manifest may come from anywhere."""
-    name = _of(str, value)
-    if name != os.path.basename(name) or name in ("", ".", "..") or not name.isprintable() or len(name) > 200:
-        raise ValueError(f"want a plain file name, got {shown(repr(name))}")
-    return name
-
-
 @dataclasses.dataclass
 class Shards:
     """One split of a folder of shards: labels, and random access to the pictures' bytes.
 
-    The index stays in its file, mapped: a process that gets a copy of this maps it too, and none holds it.
+    The index stays in its file, mapped: a process that gets a copy of this maps it too, and none holds it. The records
+    of some shards only (``part``) are held, and lie in memory once for all decode processes.
     """
 
     root: str
@@ -183,6 +57,7 @@ class Shards:
     index: Path
     records: npt.NDArray[np.void]  # [n] of RECORD
     fingerprint: str  # of all shards' hashes
+    part: bool = False  # of the shards that the index describes
     _files: dict[int, int] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     _samples: int = 0
 
@@ -190,11 +65,12 @@ class Shards:
         self._samples = len(self.records)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"records": None, "_files": {}}
+        return self.__dict__ | {"records": self.records if self.part else None, "_files": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.records = _map_index(self.index, self._samples)
+        if not self.part:
+            self.records = _map_index(self.index, self._samples)
 
     def __len__(self) -> int:
         return self._samples
@@ -247,6 +123,9 @@ class Shards:
             if len(self._files) >= _OPEN_SHARDS:
                 oldest = next(iter(self._files))
                 os.close(self._files.pop(oldest))
+            # What has been removed from a cache takes up its disk for as long as somebody has it open.
+            for gone in [number for number, old in self._files.items() if not os.fstat(old).st_nlink]:
+                os.close(self._files.pop(gone))
             path = os.path.join(self.root, self.shard_names[shard])
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -308,28 +187,56 @@ class ShardPictures(Pictures):
         return whole_picture(bytes(data), width, height)
 
 
-def open_shards(root: Path, split: str) -> Shards:
+def open_shards(root: Path, split: str, names: frozenset[str] | None = None) -> Shards:
     """Open one split: every shard is there and has its size, the index fits, every label has a class.
 
-    Raises ConfigError for a wrong call (no such folder or split), DataError for what is missing or damaged.
+    ``names`` limits it to some tars; a split of which it names none stays whole.
+    Raises ConfigError for a wrong call (no such folder, split or tar), DataError for what is missing or damaged.
     """
     manifest = read_manifest(root)
-    if split not in manifest.splits:
-        raise ConfigError(f"{root} has no split {split!r}; it has {', '.join(manifest.splits) or 'none'}")
-    infos = manifest.splits[split]
+    chosen = choose_shards(manifest, split, names, str(root))
+    infos = [manifest.splits[split][number] for number in chosen]
     for info in infos:
         check_size(root / info.name, info)
         check_head(root / info.name, info)
-    records = read_index(manifest, split)
+    local = [info.name for info in infos]
+    return shards_of(manifest, split, chosen, root=root, index=manifest.index_path(split), local=local)
+
+
+def choose_shards(manifest: Manifest, split: str, names: frozenset[str] | None, where: str) -> list[int]:
+    """Which of a split's shards are named, by number; all where none is. Raises ConfigError, which says ``where``."""
+    if split not in manifest.splits:
+        raise ConfigError(f"{where} has no split {split!r}; it has {', '.join(manifest.splits) or 'none'}")
+    known = {info.name for infos in manifest.splits.values() for info in infos}
+    if names and (unknown := sorted(names - known)):
+        raise ConfigError(
+            f"{where} has no {unknown[0]}{f' and {len(unknown) - 1} others' if unknown[1:] else ''} of those "
+            f"that --shards names; {split} has {len(manifest.splits[split])} shards"
+        )
+    numbers = range(len(manifest.splits[split]))
+    return [n for n in numbers if manifest.splits[split][n].name in (names or ())] or list(numbers)
+
+
+def shards_of(
+    manifest: Manifest, split: str, chosen: Sequence[int], *, root: Path, index: Path, local: Sequence[str]
+) -> Shards:
+    """The chosen shards, which lie as ``local`` in ``root``. Raises DataError where the index does not fit."""
+    infos = manifest.splits[split]
+    records = read_index(manifest, split, index)
     counts = np.array([info.samples for info in infos], np.int64)
+    if part := len(chosen) < len(infos):
+        first = np.cumsum(counts) - counts
+        records = np.concatenate([records[first[n] : first[n] + counts[n]] for n in chosen])
+        counts = counts[list(chosen)]
     return Shards(
         root=str(root),
         classes=manifest.classes,
-        shard_names=tuple(info.name for info in infos),
+        shard_names=tuple(local),
         first=np.cumsum(counts) - counts,
-        index=manifest.index_path(split),
+        index=index,
         records=records,
-        fingerprint=hashlib.sha256("".join(info.sha256 for info in infos).encode()).hexdigest()[:16],
+        part=part,
+        fingerprint=hashlib.sha256("".join(infos[n].sha256 for n in chosen).encode()).hexdigest()[:16],
     )
 
 
@@ -350,9 +257,9 @@ def check_size(path: Path, info: ShardInfo) -> None:
         )
 
 
-def read_index(manifest: Manifest, split: str) -> npt.NDArray[np.void]:
+def read_index(manifest: Manifest, split: str, path: Path | None = None) -> npt.NDArray[np.void]:
     """The records of a split, mapped. Raises DataError where the index is missing or does not fit the manifest."""
-    path, infos = manifest.index_path(split), manifest.splits[split]
+    path, infos = path or manifest.index_path(split), manifest.splits[split]
     records = _map_index(path, sum(info.samples for info in infos))
     first = 0
     for info in infos:

@@ -6,8 +6,11 @@ from typing import Protocol
 
 from .config import PipelineConfig
 from .folder import folder_classes, folder_splits, open_folder
+from .host import available_cores
+from .manifest import MANIFEST, read_manifest
 from .pictures import I64, Begin, Pictures, unwatched
-from .shards import MANIFEST, Shards, open_shards, read_manifest
+from .shards import Shards, open_shards
+from .verify import verify_shards
 
 
 class Source(Protocol):
@@ -37,9 +40,11 @@ class Source(Protocol):
 
 
 def open_source(config: PipelineConfig) -> Source:
-    """Open what the config names. Raises ConfigError or DataError."""
+    """Open what the config names on this machine's disks. Raises ConfigError or DataError."""
     if holds_shards(config):
-        return open_shards(config.root, config.split)
+        if config.verify_shards:
+            verify_shards(read_manifest(config.root), config.split, available_cores())
+        return open_shards(config.root, config.split, config.place.names)
     paths = folder_splits(config.root)
     chosen = folder_splits(config.root, (config.split,))
     return open_folder(chosen[config.split], folder_classes(paths))
@@ -47,11 +52,15 @@ def open_source(config: PipelineConfig) -> Source:
 
 def holds_shards(config: PipelineConfig) -> bool:
     """Whether the config names a folder of shards, be it as ``data``; else it is taken for an ImageNet folder."""
-    return config.shards is not None or (config.root / MANIFEST).exists()
+    return config.shards is not None or config.place.remote or (config.root / MANIFEST).exists()
 
 
 def splits_of(config: PipelineConfig) -> tuple[str, ...]:
     """The splits that the data has. Raises ConfigError or DataError."""
+    if config.place.remote:
+        from .delivery import remote_splits  # decode processes, which import this file, have no use for it
+
+        return remote_splits(config)
     if holds_shards(config):
         return tuple(read_manifest(config.root).splits)
     return tuple(folder_splits(config.root))

@@ -20,13 +20,14 @@ from .errors import ConfigError, DataError
 from .files import atomic_write, partial_name
 from .folder import Folder, folder_classes, folder_splits, open_folder
 from .idx import idx_name
+from .manifest import MANIFEST, Manifest, index_name, read_manifest, write_manifest
 from .outcome import Outcome, outcome_path, outcomes_of, read_outcome, summary
 from .plan import ShardPlan, plan_shards
 from .prepare import JPEG_MODES, Recode
 from .processes import map_in_processes
 from .rendezvous import Rendezvous
 from .shard_writer import HashedFile, Policy, ShardWriter
-from .shards import MANIFEST, MAX_SIDE, Manifest, index_name, read_manifest, write_manifest
+from .shards import MAX_SIDE
 from .transcoder import compile_kernels
 
 MIN_MAX_SIDE = 16

@@ -156,7 +156,7 @@ def test_several_cards_train_an_epoch_of_their_own(bench: Bench, monkeypatch: py
     )
     options = asked[0]
     assert options.shards is not None
-    assert len(open_shards(options.shards, "train")) == (10 + 20) * 16 * 4  # ten steps of it are not timed
+    assert len(open_shards(Path(options.shards), "train")) == (10 + 20) * 16 * 4  # ten steps of it are not timed
     assert (options.device, options.device_list, options.multiprocessing_distributed) == ("cpu", (0, 1, 2, 3), True)
     assert (options.batch_size, options.image_size, options.blocks, options.epochs) == (64, 107, (1, 0, 2), 1)
     assert (options.opt_level, options.loss_scale) == ("O0", 128.0)

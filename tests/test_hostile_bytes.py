@@ -20,8 +20,9 @@ from model.weights import WeightsError, read_file
 from pipeline.backends.pillow import decode_rgb
 from pipeline.crop_jpeg import PREFIX, ROW, describe, read_layout, whole_picture
 from pipeline.errors import DataError
+from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.scan import scan_shard
-from pipeline.shards import MANIFEST, RECORD, open_shards, read_manifest
+from pipeline.shards import RECORD, open_shards
 from pipeline.transcoder import NotTranscodableError, to_crop_addressed
 from tests.fuzz.crops import forged
 from tests.jpegs import jpeg

@@ -23,12 +23,13 @@ from PIL import Image, features
 from pipeline.errors import ConfigError, DataError
 from pipeline.exif import read_orientation
 from pipeline.folder import folder_classes, folder_splits, open_folder
+from pipeline.manifest import read_manifest
 from pipeline.outcome import Outcome, read_outcome
 from pipeline.plan import plan_shards, sample_keys
 from pipeline.prepare import JPEG_MODES, Prepared, Recode, prepare
 from pipeline.scan import scan_shard
 from pipeline.shard_writer import Policy, ShardWriter
-from pipeline.shards import open_shards, read_manifest
+from pipeline.shards import open_shards
 from pipeline.transcoder.survey import MAX_SCANS
 from pipeline.verify import verify_shards
 from pipeline.writer import WriterConfig, write_shards

@@ -14,7 +14,8 @@ from PIL import Image
 
 from pipeline.backends import is_installed
 from pipeline.errors import ConfigError, DataError
-from pipeline.shards import open_shards, read_manifest
+from pipeline.manifest import read_manifest
+from pipeline.shards import open_shards
 from pipeline.writer import WriterConfig, write_shards
 from tests.photos import write_photos
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from pipeline.crop_jpeg import describe, read_layout
 from pipeline.errors import ConfigError
+from pipeline.manifest import read_manifest
 from pipeline.prepare import Recode, prepare
-from pipeline.shards import open_shards, read_manifest
+from pipeline.shards import open_shards
 from pipeline.transcoder import NotTranscodableError, to_crop_addressed
 from pipeline.transcoder.coefficients import read_coefficients
 from pipeline.transcoder.crop_addressed import CODE_BITS, restart_interval

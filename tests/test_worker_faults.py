@@ -22,7 +22,8 @@ import pytest
 from pipeline import DataError, Loader, PipelineConfig
 from pipeline.crop_jpeg import CRC_AT, CRC_END, PREFIX, header_crc
 from pipeline.folder import Folder
-from pipeline.shards import open_shards, read_manifest
+from pipeline.manifest import read_manifest
+from pipeline.shards import open_shards
 from pipeline.worker import Job
 from tests.conftest import ROOT
 from tests.faulty import Deadly, FaultyFolder, Stalling, faulty

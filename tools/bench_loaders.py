@@ -33,7 +33,7 @@ from pipeline.console import Progress, run_tool
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import atomic_write
 from pipeline.folder import folder_classes, folder_splits, open_folder, picture_size
-from pipeline.shards import read_manifest
+from pipeline.manifest import read_manifest
 
 EXAMPLE = """example: two cores, shards of all three kinds, ours and two peers
   python tools/bench_loaders.py --data /data/imagenet-sample --cores 0,1 \\

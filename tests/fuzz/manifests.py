@@ -15,7 +15,8 @@ import numpy as np
 
 from pipeline.augment import Crops
 from pipeline.backends.pillow import PillowBackend
-from pipeline.shards import MANIFEST, RECORD, open_shards, read_manifest
+from pipeline.manifest import MANIFEST, read_manifest
+from pipeline.shards import RECORD, open_shards
 from pipeline.writer import WriterConfig, write_shards
 from tests.fuzz.engine import Target
 from tests.fuzz.mutations import mutate_bytes

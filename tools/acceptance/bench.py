@@ -32,7 +32,8 @@ from model.run import Run
 from pipeline import DataError, PipelineConfig
 from pipeline.device import Device
 from pipeline.loader import Batch, Loader
-from pipeline.shards import index_name, read_index, read_manifest, write_manifest
+from pipeline.manifest import index_name, read_manifest, write_manifest
+from pipeline.shards import read_index
 from pipeline.transfer import DeviceBatch, normalise
 from tools.acceptance.page import say
 
@@ -95,7 +96,7 @@ def new_run(
     classes: tuple[str, ...] = CLASSES,
 ) -> Run:
     """train.py's own network and optimiser, with the same weights in each."""
-    options = TrainOptions(shards=bench.shards, output=bench.scratch, blocks=blocks, lr=LR, loss_scale=scale)
+    options = TrainOptions(shards=str(bench.shards), output=bench.scratch, blocks=blocks, lr=LR, loss_scale=scale)
     precision = Precision(level=level, dtype=dtype or device.low_precision, device_type=device.kind)
     return build_run(options, Ranks(), device, precision, classes)
 
