@@ -185,7 +185,7 @@ def test_a_state_of_other_data_is_refused(shards: Path) -> None:
                 loader.load_state_dict(state | {name: value})
 
 
-def test_a_block_shuffle_is_each_sample_once_for_any_world_size_and_goes_on_in_the_middle(shards: Path) -> None:
+def test_a_block_shuffle_is_each_sample_once_and_goes_on_in_the_middle(shards: Path) -> None:
     """Only the order is another: a sample's crop is the one that a global shuffle gives it."""
     block = {"shuffle": "block", "shuffle_window": 2}
 
@@ -202,11 +202,9 @@ def test_a_block_shuffle_is_each_sample_once_for_any_world_size_and_goes_on_in_t
         state = loader.state_dict()
         with pytest.raises(ConfigError, match="shuffle 'block of 2' then and 'global' now"), build(shards) as other:
             other.load_state_dict(state)
-    rest = []
-    for rank in range(2):
-        with build(shards, **block, batch_size=4, rank=rank, world_size=2) as loader:
-            loader.load_state_dict(state)
-            rest += numbers(epoch(loader))
+    with build(shards, **block, batch_size=5) as loader:
+        loader.load_state_dict(state)
+        rest = numbers(epoch(loader))
     assert sorted(rest + [i for b in head for i in b]) == list(range(42))
 
 
@@ -348,8 +346,8 @@ def test_workers_do_not_import_torch(shards: Path) -> None:
         ({"shuffle_window": 0}, "shuffle_window"),
         ({"crop_scale": (0.5, 0.2)}, "crop_scale"),
         ({"resize_size": 10}, "resize_size"),
-        ({"on_error": "skip"}, "on_error must be fail or replace, was 'skip'"),
-        ({"watchdog_s": 0}, "watchdog_s must be above 0 seconds, was 0"),
+        ({"on_error": "skip"}, "on_error must be fail, replace, was 'skip'"),
+        ({"watchdog_s": 0}, "watchdog_s must be above 0, was 0"),
         ({"backend": "magic"}, "backend"),
         ({"split": "test"}, "no split 'test'; it has train, val"),
         ({"shards": "/nonexistent"}, "no such folder of shards: /nonexistent"),

@@ -462,10 +462,10 @@ def test_names_in_a_manifest_are_file_names_only(name: str, remote: bool, shards
     content["splits"]["train"]["shards"][0]["name"] = name
     (root / MANIFEST).write_text(json.dumps(content))
     if not remote:
-        with pytest.raises(DataError, match=r"is no plain file name"):
+        with pytest.raises(DataError, match=r"want a plain file name, got"):
             read_manifest(root)
         return
-    with serve(root) as server, pytest.raises(DataError, match=r"is no plain file name"):
+    with serve(root) as server, pytest.raises(DataError, match=r"want a plain file name, got"):
         build(server.url, cache)
 
 

@@ -537,6 +537,7 @@ def make_shards(source: Path, destination: Path, *args: object, **env: str) -> s
     )
 
 
+@pytest.mark.soak
 def test_fault_22_disk_full_while_sharding(folder: Path, shards: Path, tmp_path: Path) -> None:
     """A limit on a file's size stands for the disk: the second write of a long tar fails just so."""
     destination = tmp_path / "dst"
@@ -567,6 +568,7 @@ def damaged(tmp_path: Path) -> Path:
     return source
 
 
+@pytest.mark.soak
 def test_fault_23_resuming_remembers_what_the_tars_do_not_hold(damaged: Path, tmp_path: Path) -> None:
     """Killed after half of the shards, with pictures left out: the same manifest, and no shard is written anew."""
     config = {"source": damaged, "shard_mb": 0.1, "on_error": "skip", "workers": 1}
@@ -632,6 +634,7 @@ def ranks(world: int, source: Path, destination: Path, *args: object) -> list[tu
     return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
 
+@pytest.mark.soak
 def test_three_ranks_write_what_one_does(damaged: Path, tmp_path: Path) -> None:
     config = {"source": damaged, "shard_mb": 0.1, "on_error": "skip"}
     write_shards(WriterConfig(destination=tmp_path / "one", **config))  # type: ignore[arg-type]

@@ -34,6 +34,7 @@ def test_nothing_lands_at_the_top_level(wheel: Path) -> None:
     assert packaged == ours
 
 
+@pytest.mark.soak
 def test_it_works_installed(wheel: Path, shards: Path, folder: Path, tmp_path: Path) -> None:
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False, symlinks=True)
