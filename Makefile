@@ -17,13 +17,14 @@ TORCH_NPU_READY := $(VENV)/.torch_npu
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
-.PHONY: demo test soak fuzz bench lint format clean help
+.PHONY: demo test soak kills fuzz bench lint format clean help
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    make pictures, shard them, train, evaluate: about 5 minutes on two cores"
 	@echo "make test    the tests;  make lint: style and types;  make format: apply the style"
 	@echo "make soak    the tests that take longest: ranks that are killed, restarts, the acceptance run"
+	@echo "make kills   training and sharding, killed a hundred times at random moments: about 10 minutes"
 	@echo "make fuzz    110,000 damaged pictures, tars, manifests, indexes and checkpoints, instead of the 3,000 of make test"
 	@echo "make bench DATA=FOLDER   our loader beside its peers on an ImageNet folder of a few hundred pictures (gigabytes to install)"
 	@echo "make clean   remove $(VENV), $(PEERS) and $(DEMO)"
@@ -66,6 +67,9 @@ test: $(READY) $(TORCH_NPU_READY)
 
 soak: $(READY) $(TORCH_NPU_READY)
 	@$(PY) -m pytest -m soak
+
+kills: $(READY)
+	@HEADRACE_KILLS=34 $(PY) -m pytest -m soak -s tests/test_kills.py
 
 fuzz: $(READY)
 	@$(PY) -W ignore -m tests.fuzz --count 110000

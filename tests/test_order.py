@@ -45,6 +45,20 @@ def test_global_batches_are_the_same_sets_for_any_number_of_ranks(n: int, global
         assert sorted(seen) == list(range(n))
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_n_pictures_are_scored_n_times_by_any_number_of_ranks_and_batch_size(world_size: int) -> None:
+    for n in (*range(1, 40), 997):
+        order = epoch_order(n, seed=0, epoch=0, shuffle=False)
+        for batch_size in (1, 2, 3, 7, 16, 1000):
+            scored = [
+                i
+                for start in range(0, n, batch_size * world_size)
+                for rank in range(world_size)
+                for i in batch_indices(order, start, batch_size=batch_size, rank=rank, world_size=world_size).tolist()
+            ]
+            assert scored == list(range(n))
+
+
 def first_of(counts: list[int]) -> Indices:
     return np.cumsum([0, *counts[:-1]], dtype=np.int64)
 
