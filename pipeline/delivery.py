@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,13 @@ import numpy as np
 
 from .advice import advise
 from .cache import CachedFile, cache_folder
+from .child import start_child
 from .config import PipelineConfig
 from .errors import ConfigError, DataError
 from .fetcher import MESSAGE_BYTES, send
 from .manifest import MANIFEST, Manifest, index_name, parse_manifest
 from .needs import Needs
 from .order import Indices
-from .pool import _import_path
 from .remote import Patience
 from .ring import anonymous_file
 from .shards import Shards, choose_shards, shards_of
@@ -54,17 +53,9 @@ class FetchProcess:
         self._manifest_fd = anonymous_file(0)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         fds = (theirs.fileno(), self._manifest_fd)
-        package = __package__ or "pipeline"
-        code = (
-            f"import sys; sys.path[:] = {json.dumps(_import_path(package))}; "
-            f"from {package}.fetcher import main; main{fds}"
-        )
-        # A scheduler sends these to every process of a job; the trainer, which may still want batches, ends this one.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
-            self.process = subprocess.Popen([sys.executable, "-c", code], pass_fds=fds, stdin=subprocess.DEVNULL)
+            self.process = start_child("fetcher", fds=fds)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
         self.send(  # not on the command line: a URL may hold a password
             url=self.url,

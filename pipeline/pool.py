@@ -8,19 +8,16 @@ alive, none can write to a slot late; a task done twice gives the same pixels; n
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from pathlib import Path
 
 from .advice import advise
+from .child import start_child
 from .errors import DataError
 from .heartbeat import Heartbeats
 from .ring import Ring, share
@@ -46,11 +43,7 @@ ENVIRONMENT = {
 
 
 class WorkerPool:
-    """The decode processes and the two sockets that join them to the loader.
-
-    They are started as plain subprocesses, not with multiprocessing: nothing of the caller's script is imported again
-    (so it needs no ``if __name__ == "__main__"``), and torch is not imported at all.
-    """
+    """The decode processes and the two sockets that join them to the loader."""
 
     def __init__(self, job: Job, ring: Ring, processes: int):
         self.restarts = 0  # since a batch was handed out: the loader, which knows, sets it back
@@ -72,18 +65,9 @@ class WorkerPool:
         self._still_s = [0.0] * self._wanted  # how long each has not moved while the loader waited
         self._processes.clear()
         fds = (self._ring_fd, self._job_fd, self._heartbeats.fd, their_tasks.fileno(), their_results.fileno())
-        package = __package__ or "pipeline"
-        code = f"import sys; sys.path[:] = {json.dumps(_import_path(package))}; from {package}.worker import main; "
-        env = os.environ | ENVIRONMENT
         try:
-            with _held_back(signal.SIGINT, signal.SIGTERM):
-                for number in range(self._wanted):
-                    call = f"main{(*fds, number)}"
-                    self._processes.append(
-                        subprocess.Popen(
-                            [sys.executable, "-c", code + call], pass_fds=fds, env=env, stdin=subprocess.DEVNULL
-                        )
-                    )
+            for number in range(self._wanted):
+                self._processes.append(start_child("worker", number, fds=fds, environment=ENVIRONMENT))
         finally:  # the workers have them now; the last worker's end must be the end of the sockets
             their_tasks.close()
             their_results.close()
@@ -243,23 +227,3 @@ class WorkerPool:
         os.close(self._job_fd)
         self._job_fd = -1
         self._heartbeats.close()
-
-
-@contextlib.contextmanager
-def _held_back(*signals: signal.Signals) -> Iterator[None]:
-    """Block signals, of which a process that is started meanwhile never gets one.
-
-    Ctrl-C, and SIGTERM, which schedulers send to every process of a job, are the trainer's: it may still want batches
-    while it finishes its step, and its end ends the workers.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _import_path(package: str) -> list[str]:
-    """Our own sys.path, made absolute, with the place this package was imported from in front."""
-    home = Path(__file__).resolve().parents[package.count(".") + 1]
-    return [str(home), *(os.path.abspath(entry) for entry in sys.path)]
