@@ -25,7 +25,7 @@ help:
 	@echo "make test    the tests;  make lint: style and types;  make format: apply the style"
 	@echo "make soak    the tests that take longest: ranks that are killed, restarts, the acceptance run"
 	@echo "make kills   training and sharding, killed a hundred times at random moments: about 10 minutes"
-	@echo "make fuzz    110,000 damaged pictures, tars, manifests, indexes and checkpoints, instead of the 3,000 of make test"
+	@echo "make fuzz    110,000 damaged pictures, tars, manifests, indexes and checkpoints, instead of the 2,000 of make test"
 	@echo "make bench DATA=FOLDER   our loader beside its peers on an ImageNet folder of a few hundred pictures (gigabytes to install)"
 	@echo "make clean   remove $(VENV), $(PEERS) and $(DEMO)"
 

@@ -44,6 +44,7 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_NPU_FALLBACK_CPU_DISABLE", "1")
 
 
+@pytest.mark.soak
 def test_the_page_of_a_cpu(shards: Path, run: Run, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     done = run(TOOL, "--device", "cpu", "--quick", "--batch-size", 4, "--shards", shards, "--output", page)

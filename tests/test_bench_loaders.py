@@ -47,6 +47,7 @@ def wait_until_gone(mark: str) -> dict[int, str]:
     return left
 
 
+@pytest.mark.soak
 def test_rows_are_what_the_contract_says(
     folder: Path, shards: Path, run: Run, tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

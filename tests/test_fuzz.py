@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COUNT = os.environ.get("HEADRACE_FUZZ", "3000")  # inputs; `make fuzz` runs more
+COUNT = os.environ.get("HEADRACE_FUZZ", "2000")  # inputs; `make fuzz` runs more
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -41,7 +41,7 @@ def numbers(batches: list[tuple[str, list[int], list[int]]]) -> list[int]:
     return [i for _, _, indices in batches for i in indices]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [BACKENDS[0], *(pytest.param(b, marks=pytest.mark.soak) for b in BACKENDS[1:])])
 def test_fault_34_two_epochs_are_the_same_bit_for_bit_for_any_number_of_workers(shards: Path, backend: str) -> None:
     seen = []
     for workers in (1, 2, 4):

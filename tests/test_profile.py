@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import Run
 
 
-@pytest.mark.parametrize(("demand", "verdict"), [(0.5, "compute"), (1e6, "cpu")])
+@pytest.mark.parametrize(("demand", "verdict"), [pytest.param(0.5, "compute", marks=pytest.mark.soak), (1e6, "cpu")])
 def test_the_report_is_what_the_contract_says(
     shards: Path, run: Run, tmp_path: Path, demand: float, verdict: str
 ) -> None:

@@ -278,6 +278,7 @@ def start(server: Server, cache: Path) -> tuple[subprocess.Popen[str], list[int]
     return process, [int(pid) for pid in process.stdout.readline().split()]
 
 
+@pytest.mark.soak
 def test_killed_in_the_middle_of_a_shard(shards: Path, cache: Path, want_val: Batches) -> None:
     """No half shard is ever visible, no process stays, and the next run fetches what is missing and no more."""
     infos = {info.name: info for info in read_manifest(shards).splits["val"]}

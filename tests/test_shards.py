@@ -150,6 +150,7 @@ def test_resume_mends_a_finished_folder(folder: Path, shards: Path, tmp_path: Pa
     assert content(mended) == content(shards)
 
 
+@pytest.mark.soak
 def test_resume_after_pictures_were_removed_leaves_no_stale_shard(tmp_path: Path) -> None:
     source = write_photos(tmp_path / "src", classes=2, train=21, val=1)
     config = WriterConfig(source=source, destination=tmp_path / "dst", shard_mb=0.1, resume=True)

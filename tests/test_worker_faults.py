@@ -168,6 +168,7 @@ def test_fault_24_and_25_sigterm_and_ctrl_c_are_not_the_workers(shards: Path, un
     assert gone(pids, 1)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("end", ["SIGKILL", "SIGINT"])
 def test_fault_25_no_worker_outlives_a_trainer_that_ends_amid_a_restart(shards: Path, end: str) -> None:
     then = "os.kill(loader.decode_pids[0], 9); time.sleep(0.6)\nwhile True: [0 for _ in loader]"
