@@ -35,7 +35,7 @@ class Every:
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """Training was asked to end, and has: the step was finished, the checkpoint is written."""
+    """Training is asked to end. The step is finished; whoever catches this saves."""
 
     def __init__(self, signal_number: int):
         super().__init__(signal.Signals(signal_number).name)
