@@ -64,6 +64,9 @@ class _Flight:
     global_size: int
     end: int  # how many samples of the epoch are behind it
     missing: int  # rows still to be decoded
+    read_whole: int = 0
+    damaged: int = 0
+    replaced: int = 0
 
 
 class Loader:
@@ -87,9 +90,10 @@ class Loader:
         self._shuffle = _shuffle(config, self.source)
         self._rows = -(-config.batch_size * config.slots // min(_IN_FLIGHT, 8 * self.workers))
         self._rows = min(self._rows, config.batch_size)
-        self.read_whole = 0  # pictures that were read and decoded whole: damaged, or not crop-addressed
-        self.damaged = 0  # pictures that were delivered though something was wrong with them
-        self.replaced = 0  # pictures that could not be decoded: another sample was in their place
+        # Of the pictures that were handed out:
+        self.read_whole = 0  # read and decoded whole: damaged, or not crop-addressed
+        self.damaged = 0  # delivered though something was wrong with them
+        self.replaced = 0  # could not be decoded: another sample was in their place
         self._named: dict[str, set[str]] = {}  # of each kind, the lines that were said
         self._epoch = 0  # of the next batch to be handed out
         self._position = 0  # samples of that epoch that all ranks together have been handed
@@ -237,6 +241,9 @@ class Loader:
         wait_s = time.perf_counter() - start if waited else 0.0
         self._pool.restarts = 0
         self._handed_out += 1
+        self.read_whole += flight.read_whole
+        self.damaged += flight.damaged
+        self.replaced += flight.replaced
         self._epoch, self._position = _behind(flight, self.samples)
         slot = self.ring.slots[flight.slot]
         return Batch(
@@ -319,15 +326,16 @@ class Loader:
             if failed:
                 self.close()
                 raise DataError(text)
-            self.read_whole += read_whole
-            self.damaged += damaged
-            self.replaced += replaced
             for line in filter(None, text.split("\0")):
                 said = self._named.setdefault(line.partition(" ")[0], set())
                 if len(said) < _NAMED:
                     said.add(line)
                     advise(line)
-            next(flight for flight in self._flights if flight.slot == slot).missing -= end - first
+            flight = next(flight for flight in self._flights if flight.slot == slot)
+            flight.missing -= end - first
+            flight.read_whole += read_whole
+            flight.damaged += damaged
+            flight.replaced += replaced
             wait = False
 
     # Ends

@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             before = self.server.asked[name]
             self.server.asked[name] += 1
-            fault = self.server.fault(name, before)
+        fault = self.server.fault(name, before)  # which may take its time
         path = self.server.root / name
         if fault in ("500", "403") or fault == "404" or not path.is_file():
             self.send_response(int(fault) if fault in ("500", "403") else 404)
