@@ -1,0 +1,1 @@
+"""Why is my accelerator starving? (tools/profile_loader.py, headrace-profile)"""
