@@ -15,7 +15,8 @@ from .crop_jpeg import Excerpt, whole_picture
 from .errors import ConfigError, DataError, PictureError
 from .files import printable, read_regular
 from .jpeg import MAX_PIXELS, read_header
-from .pictures import I64, Begin, Pictures, unwatched
+from .pictures import I64, Pictures
+from .watch import READ, UNWATCHED, Watch
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val")
@@ -67,9 +68,9 @@ class Folder:
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}") from error
 
-    def open(self, indices: I64, begin: Begin = unwatched) -> FolderPictures:
+    def open(self, indices: I64, watch: Watch = UNWATCHED) -> FolderPictures:
         """The pictures of some samples, read whole: nothing else says their sizes. Raises PictureError."""
-        return FolderPictures(self, indices, begin)
+        return FolderPictures(self, indices, watch)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -78,17 +79,19 @@ class Folder:
 class FolderPictures(Pictures):
     """Pictures as they are on the disk."""
 
-    def __init__(self, folder: Folder, indices: I64, begin: Begin):
+    def __init__(self, folder: Folder, indices: I64, watch: Watch):
         self._data: list[bytes] = []
         sizes = np.empty((len(indices), 2), np.int64)
         for row, index in enumerate(indices.tolist()):
-            begin(row)
+            watch.begin(index)
             try:
                 self._data.append(folder.read(index))
                 sizes[row] = picture_size(self._data[row])
+                watch.lap(READ, index)
             except DataError as error:
                 raise PictureError(row, str(error)) from error
-        super().__init__(widths=sizes[:, 0], heights=sizes[:, 1], labels=folder.labels[indices], begin=begin)
+        labels = folder.labels[indices]
+        super().__init__(indices, widths=sizes[:, 0], heights=sizes[:, 1], labels=labels, watch=watch)
         self.read_whole.update(range(len(indices)))
 
     def excerpt(self, row: int, region: Sequence[int]) -> Excerpt:

@@ -7,6 +7,7 @@ import os
 from typing import NamedTuple
 
 from .ring import anonymous_file
+from .watch import Watch
 
 _RESTING = -1
 _CELLS = 2  # of a worker, int64: the sample's number, or _RESTING; how many it has begun
@@ -50,7 +51,7 @@ class Heartbeats:
             self._cells.release()
 
 
-class Heartbeat:
+class Heartbeat(Watch):
     """One worker's own notes, 0.2 us a picture."""
 
     def __init__(self, fd: int, worker: int):

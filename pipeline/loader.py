@@ -27,6 +27,7 @@ from .errors import ConfigError, DataError
 from .host import available_cores, cores
 from .order import Indices, batch_indices, block_order, epoch_order
 from .pool import WorkerPool
+from .recording import Recordings
 from .ring import Ring
 from .shards import Shards
 from .source import Source, open_source, slow_source_advice
@@ -76,14 +77,17 @@ class Loader:
     unless a ``state_dict`` taken meanwhile brings it back.
     """
 
-    def __init__(self, config: PipelineConfig):
+    def __init__(
+        self, config: PipelineConfig, *, source: Source | None = None, record: bool = False, replay: bool = False
+    ):
+        """For a profiler: another ``source`` than the config names, stages to ``record``, slots to ``replay``."""
         self.config = config
         self.backend = choose_backend(config.backend)
         self.workers = _auto_workers(config) if config.workers == "auto" else int(config.workers)
         self._delivery: Delivery | None = None
-        if config.place.remote:
+        if config.place.remote and source is None:
             self._delivery = Delivery(config)
-        self.source: Source = self._delivery.shards if self._delivery else open_source(config)
+        self.source: Source = source or (self._delivery.shards if self._delivery else open_source(config))
         if len(self.source) == 0:
             raise DataError(f"{config.place.root} holds no sample in split {config.split!r}")
         self.ring = Ring(slots=config.slots, batch_size=config.batch_size, image_size=config.image_size)
@@ -103,7 +107,7 @@ class Loader:
         self._queued = 0  # tasks sent and not yet answered
         self._handed_out = 0  # flights at the head of the queue that are with the trainer
         self._free = deque(range(config.slots))
-        self._pool = WorkerPool(self._job(), self.ring, self.workers)
+        self._pool = WorkerPool(self._job(record, replay), self.ring, self.workers)
         self._finalizer = weakref.finalize(self, _shut_down, self._pool, self.ring, self.source, self._delivery)
         if self._delivery:
             try:
@@ -112,14 +116,21 @@ class Loader:
                 self.close()
                 raise
 
-    def _job(self) -> Job:
+    def _job(self, record: bool, replay: bool) -> Job:
         return Job(
             config=self.config,
             backend=self.backend,
             rows=self._rows,
             source=self.source,
             cores=cores(),
+            record=record,
+            replay=replay,
         )
+
+    @property
+    def recordings(self) -> Recordings:
+        """What the decode processes noted, where they were asked to."""
+        return self._pool.recordings
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from .advice import advise
 from .child import start_child
 from .errors import DataError
 from .heartbeat import Heartbeats
+from .recording import Recordings
 from .ring import Ring, share
 from .worker import MESSAGE_BYTES, TASK, Job
 
@@ -50,6 +51,7 @@ class WorkerPool:
         self._source, self._watchdog_s = job.source, job.config.watchdog_s
         self._ring_fd, self._job_fd = ring.fd, share(job)
         self._heartbeats = Heartbeats(processes)
+        self.recordings = Recordings(processes if job.record else 0)
         self._unanswered: dict[bytes, None] = {}  # tasks, in the order in which they were sent
         self._answers: deque[bytes] = deque()  # received and not yet handed out
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -64,7 +66,8 @@ class WorkerPool:
         self._beats = self._heartbeats.read()
         self._still_s = [0.0] * self._wanted  # how long each has not moved while the loader waited
         self._processes.clear()
-        fds = (self._ring_fd, self._job_fd, self._heartbeats.fd, their_tasks.fileno(), their_results.fileno())
+        shared = (self._ring_fd, self._job_fd, self._heartbeats.fd, self.recordings.fd)
+        fds = (*shared, their_tasks.fileno(), their_results.fileno())
         try:
             for number in range(self._wanted):
                 self._processes.append(start_child("worker", number, fds=fds, environment=ENVIRONMENT))
@@ -227,3 +230,4 @@ class WorkerPool:
         os.close(self._job_fd)
         self._job_fd = -1
         self._heartbeats.close()
+        self.recordings.close()

@@ -20,8 +20,9 @@ import numpy.typing as npt
 from .crop_jpeg import Excerpt, LayoutError, read_layout, splice, whole_picture
 from .errors import ConfigError, DataError, shown
 from .manifest import Manifest, ShardInfo, read_manifest
-from .pictures import I64, Begin, Pictures, unwatched
+from .pictures import I64, Pictures
 from .verify import check_head
+from .watch import READ, SPLICE, UNWATCHED, Watch
 
 # One sample: its picture's place in its shard, its class, its picture's size in pixels; of a crop-addressed picture
 # how long its header is and the CRC-32 in it, otherwise 0. 28 bytes, little endian.
@@ -110,9 +111,9 @@ class Shards:
         if got != len(data):
             raise DataError(f"want {len(data)} bytes, got {got}: the shard has been cut short")
 
-    def open(self, indices: I64, begin: Begin = unwatched) -> ShardPictures:
+    def open(self, indices: I64, watch: Watch = UNWATCHED) -> ShardPictures:
         """The pictures of some samples; no shard is read yet."""
-        return ShardPictures(self, indices, begin)
+        return ShardPictures(self, indices, watch)
 
     def _locate(self, index: int) -> tuple[int, Any]:
         return int(np.searchsorted(self.first, index, side="right")) - 1, self.records[index]
@@ -144,13 +145,14 @@ class Shards:
 class ShardPictures(Pictures):
     """Pictures of which only the bytes that a crop needs are read, where they are crop-addressed."""
 
-    def __init__(self, shards: Shards, indices: I64, begin: Begin = unwatched):
+    def __init__(self, shards: Shards, indices: I64, watch: Watch = UNWATCHED):
         records = shards.records[indices]
         super().__init__(
+            indices,
             widths=records["width"].astype(np.int64),
             heights=records["height"].astype(np.int64),
             labels=records["label"].astype(np.int64),
-            begin=begin,
+            watch=watch,
         )
         self._shards = shards
         self._shard = (np.searchsorted(shards.first, indices, side="right") - 1).tolist()
@@ -165,6 +167,7 @@ class ShardPictures(Pictures):
         header = bytearray(length)
         self._shards.read_into(header, shard, offset)
         try:
+            self.lap(READ, row)
             layout = read_layout(bytes(header), crc)
             if (layout.width, layout.height) != (width, height):
                 raise LayoutError(f"the index says {width}x{height}, its header {layout.width}x{layout.height}")
@@ -172,9 +175,13 @@ class ShardPictures(Pictures):
             begin, end = layout.span(tiles)
             if not length <= begin < end <= size:
                 raise LayoutError("its header points outside it")
+            self.lap(SPLICE, row)
             body = bytearray(end - begin)
             self._shards.read_into(body, shard, offset + begin)
-            return splice(layout, tiles, body)
+            self.lap(READ, row)
+            excerpt = splice(layout, tiles, body)
+            self.lap(SPLICE, row)
+            return excerpt
         except LayoutError as error:
             self.damaged[row] = str(error)
             return self.whole(row)
@@ -183,6 +190,7 @@ class ShardPictures(Pictures):
         offset, size, _, width, height, _, _ = self._records[row]
         data = bytearray(size)
         self._shards.read_into(data, self._shard[row], offset)
+        self.lap(READ, row)
         self.read_whole.add(row)
         return whole_picture(bytes(data), width, height)
 

@@ -8,9 +8,10 @@ from .config import PipelineConfig
 from .folder import folder_classes, folder_splits, open_folder
 from .host import available_cores
 from .manifest import MANIFEST, read_manifest
-from .pictures import I64, Begin, Pictures, unwatched
+from .pictures import I64, Pictures
 from .shards import Shards, open_shards
 from .verify import verify_shards
+from .watch import UNWATCHED, Watch
 
 
 class Source(Protocol):
@@ -34,7 +35,7 @@ class Source(Protocol):
 
     def read(self, index: int) -> bytes: ...
 
-    def open(self, indices: I64, begin: Begin = unwatched) -> Pictures: ...
+    def open(self, indices: I64, watch: Watch = UNWATCHED) -> Pictures: ...
 
     def close(self) -> None: ...
 

@@ -15,18 +15,20 @@ import signal
 import socket
 import struct
 import traceback
-from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from .augment import Crops, center_crops, random_resized_crops
 from .backends import BACKENDS, Backend
 from .config import PipelineConfig
 from .errors import DataError, PictureError
 from .heartbeat import Heartbeat
-from .pictures import I64, Pictures, unwatched
+from .pictures import I64, Pictures
+from .recording import Recorder
 from .ring import Ring, Slot, receive
 from .source import Source
+from .watch import HAND_OVER, UNWATCHED, WAIT, Watch
 
 TASK = struct.Struct("<qiii")  # epoch, slot, first row, end row
 DONE = struct.Struct("<iii?")  # behind the task: pictures read whole, damaged, replaced; failed. Lines may follow
@@ -43,6 +45,8 @@ class Job:
     rows: int  # at most so many in one task
     source: Source  # its numpy arrays lie in shared memory or in a mapped file, once for all workers
     cores: frozenset[int]  # to run on; what starts a worker may be bound to fewer
+    record: bool = False  # note each stage of each picture, when the recordings say so
+    replay: bool = False  # leave the pixels of a slot as they are, for whoever measures all the rest
 
 
 def make_crops(config: PipelineConfig, epoch: int, indices: I64, widths: I64, heights: I64) -> Crops:
@@ -61,11 +65,11 @@ def make_crops(config: PipelineConfig, epoch: int, indices: I64, widths: I64, he
 
 
 def fill(
-    job: Job, backend: Backend, slot: Slot, epoch: int, first: int, end: int, note: Callable[[int], None] = unwatched
+    job: Job, backend: Backend, slot: Slot, epoch: int, first: int, end: int, watch: Watch = UNWATCHED
 ) -> Pictures:
     """Rows ``first`` to ``end`` of a slot: from the numbers in ``slot.wanted`` to pixels, labels and ``slot.indices``.
 
-    Hands back the pictures, which know how they were read. ``note`` is told each sample's number before it is read.
+    Hands back the pictures, which know how they were read. ``watch`` is told what is begun and done.
 
     Raises DataError, naming the sample, for what cannot be read or decoded and is not to be replaced.
     """
@@ -73,8 +77,9 @@ def fill(
     indices, replaced = wanted.copy(), dict[int, str]()
     while True:
         try:
-            pictures = job.source.open(indices, lambda row: note(int(indices[row])))
+            pictures = job.source.open(indices, watch)
             crops = make_crops(job.config, epoch, indices, pictures.widths, pictures.heights)
+            watch.lap(HAND_OVER)
             backend.fill(pictures, crops, slot.images[first:end])
             break
         except PictureError as error:
@@ -117,16 +122,18 @@ def _remarks(job: Job, slot: Slot, first: int, pictures: Pictures) -> str:
     return "\0".join(lines)
 
 
-def serve(job: Job, ring: Ring, heartbeat: Heartbeat, tasks: socket.socket, results: socket.socket) -> None:
+def serve(job: Job, ring: Ring, watch: Watch, tasks: socket.socket, results: socket.socket) -> None:
     """Fill rows until the queue closes."""
-    backend = BACKENDS[job.backend]()(image_size=job.config.image_size, max_pictures=job.rows)
+    kind = Replay if job.replay else BACKENDS[job.backend]()
+    backend = kind(image_size=job.config.image_size, max_pictures=job.rows)
     try:
         while message := tasks.recv(TASK.size):
+            watch.lap(WAIT)
             epoch, number, first, end = TASK.unpack(message)
             slot = ring.slots[number]
             done = DONE.pack(0, 0, 0, True)
             try:
-                pictures = fill(job, backend, slot, epoch, first, end, heartbeat.begin)
+                pictures = fill(job, backend, slot, epoch, first, end, watch)
                 text = _remarks(job, slot, first, pictures)
                 done = DONE.pack(len(pictures.read_whole), len(pictures.damaged), len(pictures.replaced), False)
             except DataError as error:
@@ -135,12 +142,28 @@ def serve(job: Job, ring: Ring, heartbeat: Heartbeat, tasks: socket.socket, resu
                 text = f"a decode process failed:\n{traceback.format_exc()}"
             answer = message + done + text.encode(errors="backslashreplace")  # a name on a disk may be any bytes
             results.send(answer[:MESSAGE_BYTES])
-            heartbeat.rest()
+            watch.lap(HAND_OVER)
+            watch.rest()
     finally:
         backend.close()
 
 
-def main(ring_fd: int, job_fd: int, heartbeats_fd: int, tasks_fd: int, results_fd: int, number: int) -> None:
+class Replay:
+    """The backend that does nothing: each slot is handed out with the pixels that it held before."""
+
+    def __init__(self, *, image_size: int, max_pictures: int):
+        pass
+
+    def fill(self, pictures: Pictures, crops: Crops, out_NHWC: npt.NDArray[np.uint8]) -> None:
+        """Leave all as it is."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def main(
+    ring_fd: int, job_fd: int, heartbeats_fd: int, recordings_fd: int, tasks_fd: int, results_fd: int, number: int
+) -> None:
     """What decode process ``number`` of a pool runs; the descriptors are inherited from the loader."""
     with contextlib.suppress(RuntimeError):  # there is no stderr
         faulthandler.register(signal.SIGUSR1)  # shows where it hangs, be it in C
@@ -154,4 +177,7 @@ def main(ring_fd: int, job_fd: int, heartbeats_fd: int, tasks_fd: int, results_f
         socket.socket(fileno=tasks_fd) as tasks,
         socket.socket(fileno=results_fd) as results,
     ):
-        serve(job, ring, Heartbeat(heartbeats_fd, number), tasks, results)
+        watch: Watch = Heartbeat(heartbeats_fd, number)
+        if job.record:
+            watch = Recorder(watch, recordings_fd, number)
+        serve(job, ring, watch, tasks, results)

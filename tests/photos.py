@@ -57,7 +57,7 @@ class PicturesInMemory(Pictures):
 
     def __init__(self, files: list[bytes], sizes: Sequence[tuple[int, int]]):
         widths, heights = np.array(sizes, np.int64).reshape(len(files), 2).T
-        super().__init__(widths=widths, heights=heights, labels=np.zeros(len(files), np.int64))
+        super().__init__(np.arange(len(files)), widths=widths, heights=heights, labels=np.zeros(len(files), np.int64))
         self.files = files
 
     def excerpt(self, row: int, region: Sequence[int]) -> Excerpt:

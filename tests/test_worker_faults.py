@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import os
 import random
@@ -24,7 +23,7 @@ from pipeline.crop_jpeg import CRC_AT, CRC_END, PREFIX, header_crc
 from pipeline.folder import Folder
 from pipeline.manifest import read_manifest
 from pipeline.shards import open_shards
-from pipeline.worker import Job
+from pipeline.source import open_source
 from tests.conftest import ROOT
 from tests.faulty import Deadly, FaultyFolder, Stalling, faulty
 from tests.test_loader import BACKENDS, SCRIPT, alive, build, epoch, gone, numbers
@@ -32,16 +31,11 @@ from tests.test_loader import BACKENDS, SCRIPT, alive, build, epoch, gone, numbe
 Epoch = list[tuple[str, list[int], list[int]]]
 
 
-class FaultyLoader(Loader):
-    """A loader whose workers read a folder with a fault."""
-
-    def __init__(self, config: PipelineConfig, kind: type[FaultyFolder], **fields: Any):
-        self.kind, self.fields = kind, fields
-        super().__init__(config)
-
-    def _job(self) -> Job:
-        assert isinstance(self.source, Folder)
-        return dataclasses.replace(super()._job(), source=faulty(self.kind, self.source, **self.fields))
+def faulty_loader(config: PipelineConfig, kind: type[FaultyFolder], **fields: Any) -> Loader:
+    """A loader that reads a folder with a fault."""
+    folder = open_source(config)
+    assert isinstance(folder, Folder)
+    return Loader(config, source=faulty(kind, folder, **fields))
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +130,7 @@ def test_fault_25_a_picture_that_kills_its_decoder_ends_the_run_with_its_name(
 ) -> None:
     config = PipelineConfig(data=folder, split="val", batch_size=4, image_size=64, workers=1)
     seen: list[int] = []
-    with FaultyLoader(config, Deadly, faulty=18, signal=int(fatal)) as loader:
+    with faulty_loader(config, Deadly, faulty=18, signal=int(fatal)) as loader:
         name = loader.source.name(18)
         with pytest.raises(DataError) as error:
             seen.extend(i for batch in loader for i in batch.indices.tolist())
@@ -148,7 +142,7 @@ def test_fault_25_a_picture_that_kills_its_decoder_ends_the_run_with_its_name(
 
 def test_fault_25_a_worker_that_exits_by_itself_ends_the_run(folder: Path) -> None:
     config = PipelineConfig(data=folder, split="val", batch_size=4, image_size=64, workers=1)
-    with FaultyLoader(config, Deadly, faulty=0, signal=0) as loader, pytest.raises(DataError, match="exit code 3"):
+    with faulty_loader(config, Deadly, faulty=0, signal=0) as loader, pytest.raises(DataError, match="exit code 3"):
         epoch(loader)
 
 
@@ -207,7 +201,7 @@ def test_fault_26_a_worker_that_hangs_shows_its_stack_and_its_sample(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = PipelineConfig(data=folder, split="val", batch_size=4, image_size=64, workers=1, watchdog_s=2)
-    with FaultyLoader(config, Stalling, faulty=10, been_here=tmp_path / "here") as loader:
+    with faulty_loader(config, Stalling, faulty=10, been_here=tmp_path / "here") as loader:
         name = loader.source.name(10)
         assert numbers(epoch(loader)) == list(range(21))
     (line,) = [record.message for record in caplog.records if "has hung for 2 s" in record.message]

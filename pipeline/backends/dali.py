@@ -20,6 +20,7 @@ from ..errors import DataError, PictureError
 from ..jpeg import has_end, read_header
 from ..pictures import Pictures
 from ..resample import Pixels
+from ..watch import DECODE, RESIZE
 from .pillow import PillowBackend
 
 
@@ -44,6 +45,7 @@ class DaliBackend:
         # PNG, CMYK, progressive, ...: few, and Pillow's conversions are the one policy for them.
         rows = [row for row, excerpt in enumerate(excerpts) if _is_ordinary(excerpt)]
         decoded = dict(zip(rows, self._cut([excerpts[row] for row in rows], crops.region[rows]), strict=False))
+        pictures.lap(DECODE)
         for row, (region, box, flip) in enumerate(zip(regions, crops.box.tolist(), crops.flip.tolist(), strict=True)):
             if row in decoded:
                 pixels = self._behind(decoded[row])
@@ -52,7 +54,9 @@ class DaliBackend:
                     pixels = self._pillow.cut(pictures, row, region, excerpts[row])
                 except DataError as error:
                     raise PictureError(row, str(error)) from error
+                pictures.lap(DECODE, row)
             self._pillow.resampler.resize(pixels, region[2], region[3], box=box, flip=flip, out_HWC=out_NHWC[row])
+            pictures.lap(RESIZE, row)
 
     def _behind(self, decoded_HWC: npt.NDArray[np.uint8]) -> Pixels:
         """The pixels in memory that goes on behind the last of them, as the resampler wants it."""

@@ -20,6 +20,7 @@ from ..errors import DataError, PictureError
 from ..jpeg import MAX_PIXELS
 from ..pictures import Pictures
 from ..resample import Pixels, Resampler
+from ..watch import DECODE, RESIZE
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 # What a folder of pictures holds. Pillow knows forty more, and runs a program (Ghostscript) on one of them.
@@ -42,7 +43,9 @@ class PillowBackend:
                 pixels = self.cut(pictures, row, region, pictures.excerpt(row, region))
             except DataError as error:
                 raise PictureError(row, str(error)) from error
+            pictures.lap(DECODE, row)
             self.resampler.resize(pixels, region[2], region[3], box=box, flip=flip, out_HWC=out_NHWC[row])
+            pictures.lap(RESIZE, row)
 
     def cut(self, pictures: Pictures, row: int, region: Sequence[int], excerpt: Excerpt) -> Pixels:
         """``region`` of a picture, decoded from an excerpt that holds it: valid until the next call.
