@@ -235,9 +235,12 @@ def rehearse(options: TrainOptions, images_per_s: float) -> None:
             f"{options.image_size} px, decoding with {loader.backend} on {_cores(loader.workers)}; nothing is trained",
             flush=True,
         )
-        cards = Cards(loader, images_per_s)
+        cards = Cards(images_per_s, slots=loader.config.slots)
         for epoch in range(options.start_epoch, options.epochs):
-            done = cards.train()
+            cards.forget()
+            for batch in loader:
+                cards.take(len(batch.labels))
+            done = cards.seen
             if not done.images:
                 print(f"epoch {epoch}: the ring of {loader.config.slots} batches held it all, so it says nothing yet")
                 continue

@@ -8,16 +8,14 @@ from __future__ import annotations
 import dataclasses
 import time
 
-from .loader import Loader
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass
 class Consumption:
-    """An epoch as the simulated cards saw it."""
+    """What the simulated cards have seen, once batches were decoded while somebody waited for them."""
 
-    images: int  # 0 where the ring held the whole epoch: then nothing was measured
-    seconds: float
-    wait_s: float  # of it, the cards waited for the host
+    images: int = 0
+    seconds: float = 0.0
+    wait_s: float = 0.0  # of it, the cards had nothing to do
 
     @property
     def images_per_s(self) -> float:
@@ -31,31 +29,36 @@ class Consumption:
 
 
 class Cards:
-    """Cards that take ``images_per_s`` together, or as much as the host delivers.
+    """Cards that train ``images_per_s`` together, or as much as the host delivers.
 
-    Their clock goes on from one epoch to the next. The first batches, as many as the ring has slots, were decoded
-    while nobody waited, and are not counted.
+    As with real ones, the next batch is taken while one is trained. The first batches, as many as the ring has slots,
+    were decoded while nobody waited, and are not counted.
     """
 
-    def __init__(self, loader: Loader, images_per_s: float):
-        self._loader = loader
+    def __init__(self, images_per_s: float, *, slots: int):
         self._images_per_s = images_per_s
-        self._uncounted = loader.config.slots
-        self._due = 0.0  # when they have worked off what they were given
+        self._uncounted = slots + 1
+        self._done_at = 0.0  # when they have worked off what they were given
+        self.seen = Consumption()
 
-    def train(self) -> Consumption:
-        """Take one epoch."""
-        images, wait_s = 0, 0.0
-        start = self._due
-        for batch in self._loader:
-            now = time.perf_counter()
-            waited = max(0.0, now - self._due)
-            self._due = max(now, self._due) + len(batch.images) / self._images_per_s
-            if self._uncounted:
-                self._uncounted -= 1
-                start = self._due
-            else:
-                wait_s += waited
-                images += len(batch.images)
-            time.sleep(max(0.0, self._due - time.perf_counter()))
-        return Consumption(images=images, seconds=self._due - start, wait_s=wait_s)
+    def take(self, images: int) -> float:
+        """Begin to train a batch that has just arrived, when the one before it is done; returns then.
+
+        The result is how long they had nothing to do before it, in seconds.
+        """
+        now = time.perf_counter()
+        begin = max(now, self._done_at)
+        idle_s = begin - self._done_at if self._done_at else 0.0
+        before, self._done_at = self._done_at, begin + images / self._images_per_s
+        if self._uncounted:
+            self._uncounted -= 1
+        else:
+            self.seen.images += images
+            self.seen.seconds += self._done_at - before
+            self.seen.wait_s += idle_s
+        time.sleep(max(0.0, begin - time.perf_counter()))
+        return idle_s
+
+    def forget(self) -> None:
+        """Count anew."""
+        self.seen = Consumption()

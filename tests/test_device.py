@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import ConfigError, PipelineConfig, build_loader, host
+from pipeline import ConfigError, Loader, PipelineConfig, build_loader, host
 from pipeline.device import DEVICES, find_device
-from pipeline.sim import Cards
+from pipeline.sim import Cards, Consumption
 from tests.conftest import ROOT
 
 no_torch_npu = pytest.mark.skipif(
@@ -52,22 +52,29 @@ def test_torch_npu_does_not_pair_with_torch(tmp_path: Path, monkeypatch: pytest.
     assert "torch_npu" not in sys.modules
 
 
+def train(loader: Loader, cards: Cards) -> Consumption:
+    """An epoch of them."""
+    cards.forget()
+    for batch in loader:
+        cards.take(len(batch.labels))
+    return cards.seen
+
+
 def test_the_simulated_cards_take_pictures_at_their_rate(shards: Path) -> None:
     device = find_device("sim:474.6x8")
     assert device.images_per_s == pytest.approx(3796.8)
     with build_loader(PipelineConfig(shards=shards, batch_size=8, image_size=64, workers=1)) as loader:
-        cards = Cards(loader, 50.0)
-        first, second = cards.train(), cards.train()
-        assert (first.images, second.images) == (10, 42)  # but for the 4 batches of the ring
+        first, second = (train(loader, cards) for cards in [Cards(50.0, slots=4)] for _ in range(2))
+        assert (first.images, second.images) == (2, 42)  # but for the 4 batches of the ring, and the first of all
         assert max(first.images_per_s, second.images_per_s) <= 50.0001  # whatever the machine: they take no more
         assert 0 <= second.wait_s <= second.seconds
     with build_loader(PipelineConfig(shards=shards, batch_size=8, image_size=64, workers=1)) as loader:
-        cards = Cards(loader, 1e9)
-        assert cards.train().stall > 0.9
-        assert cards.train().stall > 0.9
+        cards = Cards(1e9, slots=4)
+        assert train(loader, cards).stall > 0.9
+        assert train(loader, cards).stall > 0.9
     with build_loader(PipelineConfig(shards=shards, batch_size=64, image_size=64, workers=1)) as loader:
-        cards = Cards(loader, 1e9)
-        assert [cards.train().images for _ in range(6)] == [0, 0, 0, 0, 42, 42]
+        cards = Cards(1e9, slots=4)
+        assert [train(loader, cards).images for _ in range(7)] == [0, 0, 0, 0, 0, 42, 42]
 
 
 def test_what_a_card_binds_this_thread_to_is_not_the_workers_fate(shards: Path) -> None:
