@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .ring import anonymous_file
-from .watch import ALL, STAGES, Watch
+from .watch import ALL, READ, STAGES, UNWATCHED, Watch
 
 __all__ = ["ALL", "EVENT", "STAGES", "Recorder", "Recordings"]
 
@@ -110,3 +110,17 @@ class Recorder(Watch):
                 self._events, count * _EVENT.size, sample, begin_ns, wall_ns, cpu_ns - cpu_before_ns, stage
             )
         self._cells[_COUNT] = count + 1
+
+
+def lap_us(laps: int = 20_000) -> float:
+    """What noting one event costs here: CPU microseconds."""
+    recordings = Recordings(1)
+    try:
+        recorder = Recorder(UNWATCHED, recordings.fd, 0)
+        recordings.record(True)
+        start = time.process_time()
+        for _ in range(laps):
+            recorder.lap(READ, 0)
+        return (time.process_time() - start) / laps * 1e6
+    finally:
+        recordings.close()

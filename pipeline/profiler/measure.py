@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
 
 from ..loader import Loader
 from ..sim import Cards
 from .cpu_clock import CpuClock, Use
 
 WINDOWS = 5  # a rate is the median of so many
-_WARM_UP_S = 0.5  # at least: processors and caches settle
+_WARM_UP_S = 0.3  # behind the first ring of batches: processors and caches settle
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,62 +21,66 @@ class Taking:
     rates: tuple[float, ...]  # images/s, of each window
     images: int
     seconds: float
-    stall: float  # of the time, the cards had nothing to do; of nobody, 1
-    uses: tuple[Use, ...]  # of each window
+    stall: float  # of the time, whoever takes the batches had nothing to do
+    use: Use  # of the cores, from the first window's begin to the last one's end
     occupancy: tuple[tuple[float, int], ...]  # (seconds, batches that were ready) at each batch
     waits_ms: tuple[float, ...]  # of each batch
 
     @property
     def images_per_s(self) -> float:
+        """The median window's."""
         return statistics.median(self.rates)
 
     @property
-    def spread(self) -> tuple[float, float]:
-        """The slowest and the fastest window."""
-        return min(self.rates), max(self.rates)
+    def low(self) -> float:
+        return min(self.rates)
+
+    @property
+    def high(self) -> float:
+        return max(self.rates)
 
 
-def take(loader: Loader, seconds: float, *, demand: float | None = None, tick: Callable[[], None] = lambda: None) -> Taking:
-    """Take batches for about ``seconds``, epoch after epoch: as fast as they come, or ``demand`` images/s at most.
+def take(loader: Loader, seconds: float, *, demand: float | None = None, windows: int = WINDOWS) -> Taking:
+    """Take batches, epoch after epoch: as fast as they come, or ``demand`` images/s at most.
 
-    Before that the decode processes have started and the ring has gone round. ``tick`` is called now and then.
+    It begins to count when the decode processes have started and the ring has gone round, and then goes on for
+    ``seconds``.
     """
-    slots = loader.config.slots
     cards = Cards(demand or float("inf"), slots=0)
     clock = CpuClock()
     rates: list[float] = []
-    uses: list[Use] = []
     waits_ms: list[float] = []
     occupancy: list[tuple[float, int]] = []
-    begin = window_begin = 0.0
-    taken = images = window_images = 0
-    before = clock.read()
-    warm_from = time.perf_counter()
-    while len(rates) < WINDOWS:
+    start = clock.read()
+    begin = window = 0.0
+    taken = images = images_before = 0
+    while len(rates) < windows:
         for batch in loader:
             cards.take(len(batch.labels))
-            taken += 1
             now = time.perf_counter()
-            if taken <= slots:
-                warm_from = now
-                continue
+            taken += 1
             if not begin:
-                if now - warm_from < _WARM_UP_S:
-                    continue
-                begin = window_begin = now
-                before = clock.read()
-                cards.forget()
+                if taken == loader.config.slots + 1:
+                    window = now
+                if taken > loader.config.slots and now - window >= _WARM_UP_S:
+                    begin = window = now
+                    start = clock.read()
+                    cards.forget()
                 continue
             images += len(batch.labels)
-            window_images += len(batch.labels)
             waits_ms.append(1e3 * batch.wait_s)
             occupancy.append((now - begin, batch.ready))
-            if now - window_begin >= seconds / WINDOWS:
-                rates.append(window_images / (now - window_begin))
-                after = clock.read()
-                uses.append(after - before)
-                before, window_images, window_begin = after, 0, now
-                tick()
-                if len(rates) == WINDOWS:
+            if now - window >= seconds / windows:
+                rates.append((images - images_before) / (now - window))
+                images_before, window = images, now
+                if len(rates) == windows:
                     break
-    return Taking(...)
+    return Taking(
+        rates=tuple(rates),
+        images=images,
+        seconds=window - begin,
+        stall=cards.seen.stall,
+        use=clock.read() - start,
+        occupancy=tuple(occupancy),
+        waits_ms=tuple(waits_ms),
+    )

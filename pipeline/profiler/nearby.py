@@ -63,9 +63,9 @@ class Nearby:
                 names=np.frombuffer(b"".join(names), np.uint8),
                 ends=np.cumsum([len(name) for name in names], dtype=np.int64),
             )
-        with open(self.root / "copies", "wb") as shard:
-            for file in files:
-                shard.write(file.read_bytes())
+        if not (self.root / "copies").exists():  # else somebody may be reading it
+            with open(self.root / "copies", "wb") as shard:
+                shard.writelines(file.read_bytes() for file in files)
         return Shards(
             root=str(self.root),
             classes=like.classes,

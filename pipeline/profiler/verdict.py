@@ -87,7 +87,8 @@ def judge(evidence: Evidence) -> Judgement:
 def _why_decoding_is_slow(evidence: Evidence) -> Cause:
     if evidence.slowest_share > _STRAGGLING:
         return "stragglers"
-    if evidence.cores - evidence.ours - evidence.others > _UNUSED * evidence.cores and evidence.workers < evidence.cores:
+    unused = evidence.cores - evidence.ours - evidence.others
+    if unused > _UNUSED * evidence.cores and evidence.workers < evidence.cores:
         return "workers"
     if evidence.others > 0 and (evidence.ours + evidence.others) / evidence.ours > _CROWDED:
         return "neighbour"

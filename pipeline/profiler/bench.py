@@ -1,0 +1,219 @@
+"""The measurements of a profile: what the host gives as it is, with a part of it taken away, and done otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..backends import BACKENDS, is_installed
+from ..config import PipelineConfig
+from ..folder import Folder, picture_size
+from ..host import available_cores
+from ..jpeg import read_header
+from ..loader import Loader
+from ..manifest import read_manifest
+from ..recording import lap_us
+from ..shards import Shards
+from ..source import Source, holds_shards
+from .ledger import Ledger, write_ledger
+from .measure import Taking, take
+from .nearby import PICTURES, Nearby
+from .report import SlowSample
+from .unread import Unread
+
+# Of the seconds, how much goes into each run.
+_SUPPLY, _AT_DEMAND, _IN_MEMORY, _REPLAY, _OTHER = 0.25, 0.2, 0.1, 0.05, 0.1
+_TURNS = 3  # that two ways to have the same pictures take, so that both meet the same machine
+_SLOWEST = 10  # pictures that are named
+_DOTS = 400  # pictures whose size and cost are shown
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One way to have pictures: how fast, and what a picture costs."""
+
+    taking: Taking
+    workers_us: float  # CPU time of a picture: of the decode processes,
+    loader_us: float  # and of the process that takes the batches
+    bytes: float  # of a picture on the disk, mean
+
+    @property
+    def images_per_s(self) -> float:
+        return self.taking.images_per_s
+
+    @property
+    def cpu_us(self) -> float:
+        return self.workers_us + self.loader_us
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Other:
+    """Another way to have the same pictures, in turns with the way as it is."""
+
+    images_per_s: float
+    faster: float  # how many times the rate
+    cheaper: float  # how many times fewer CPU us a picture
+    bytes: float  # of a picture on the disk, mean
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Host:
+    """What the host side gives."""
+
+    backend: str
+    workers: int
+    crop_addressed: bool
+    samples: int
+    as_is: Run  # S4, as fast as it goes
+    at_demand: Taking  # and what the devices would see of it
+    ledger: Ledger
+    recording: float  # what noting the stages cost, of the CPU time of a picture
+    slowest: tuple[SlowSample, ...]
+    costs: tuple[tuple[int, float], ...]  # (bytes, CPU us) of some pictures
+    in_memory: Run  # S3
+    replayed: Run  # S2
+    other: dict[str, Other]  # at S3: "crop", "recode", "pillow", "dali"
+    by_workers: dict[int, Other]  # at S3, with other numbers of workers
+
+
+class Bench:
+    """A loader's configuration under measurement: ``seconds`` in all, and one or two for the start of each run."""
+
+    def __init__(
+        self, config: PipelineConfig, *, demand: float, seconds: float, say: Callable[[str], None] = lambda _: None
+    ):
+        """``demand``: images/s that all devices take. ``say`` is told what is measured next."""
+        self.config, self.demand = config, demand
+        self._seconds, self._say = seconds, say
+        self._workers = available_cores() if config.workers == "auto" else int(config.workers)
+
+    def measure(self) -> Host:
+        """All of it. Raises ConfigError and DataError."""
+        config = dataclasses.replace(self.config, workers=self._workers)
+        self._say("the loader as it is")
+        with Loader(config, record=True) as loader:
+            source, backend = loader.source, loader.backend
+            as_is = take(loader, self._seconds * _SUPPLY)
+            self._say("the loader at the devices' demand")
+            loader.recordings.record(True)
+            at_demand = take(loader, self._seconds * _AT_DEMAND, demand=self.demand)
+            loader.recordings.record(False)
+            recorded = [loader.recordings.read(worker) for worker in range(loader.workers)]
+            ledger = write_ledger(recorded)
+            slowest, costs = slowest_samples(source, ledger), costs_by_size(source, ledger)
+            self._say(f"copying {min(PICTURES, len(source)):,} pictures")
+            nearby = Nearby(source)
+            crop_addressed, samples = source.crop_addressed, len(source)
+        with nearby, contextlib.ExitStack() as stack:
+            size = float(nearby.bytes.mean())
+            replay = stack.enter_context(self._open("batches that nobody decodes", Unread(len(nearby)), replay=True))
+            replayed = _run(take(replay, self._seconds * _REPLAY), 0.0)
+            near = stack.enter_context(self._open("pictures in memory", nearby.as_they_are()))
+            return Host(
+                backend=backend,
+                workers=self._workers,
+                crop_addressed=crop_addressed,
+                samples=samples,
+                as_is=_run(as_is, size),
+                at_demand=at_demand,
+                ledger=ledger,
+                recording=lap_us() * sum(map(len, recorded)) / len(ledger.samples) / float(ledger.cpu_us.mean()),
+                slowest=slowest,
+                costs=costs,
+                replayed=replayed,
+                in_memory=_run(take(near, self._seconds * _IN_MEMORY), size),
+                other=dict(self._other(near, nearby, backend, crop_addressed)),
+                by_workers={
+                    count: self._against(near, f"{count} workers", nearby.as_they_are(), size, workers=count)
+                    for count in sorted({1, available_cores() // 2, available_cores()} - {0, self._workers})
+                },
+            )
+
+    def _other(self, near: Loader, nearby: Nearby, backend: str, crop_addressed: bool) -> Iterator[tuple[str, Other]]:
+        for name in BACKENDS:
+            if name != backend and is_installed(name):
+                size = float(nearby.bytes.mean())
+                yield name, self._against(near, f"decoding with {name}", nearby.as_they_are(), size, backend=name)
+        for jpeg, done in {"crop": crop_addressed, "recode": self._is_recoded()}.items():
+            if not done:
+                self._say(f"making shards of them, --jpeg {jpeg}")
+                shards = nearby.made_anew(jpeg, available_cores())
+                size = float(shards.records["bytes"].mean())
+                yield jpeg, self._against(near, f"shards of them, --jpeg {jpeg}", shards, size)
+
+    def _is_recoded(self) -> bool:
+        return holds_shards(self.config) and read_manifest(self.config.root).made.get("jpeg") == "recode"
+
+    def _open(self, what: str, source: Source, *, replay: bool = False, **changes: Any) -> Loader:
+        """A loader of copies, which are read from memory."""
+        self._say(what)
+        config = dataclasses.replace(self.config, **{"workers": self._workers, "shuffle": "global"} | changes)
+        return Loader(config, source=source, replay=replay)
+
+    def _against(self, near: Loader, what: str, source: Source, size: float, **changes: Any) -> Other:
+        """Another way and the way as it is, in turns."""
+        seconds = self._seconds * _OTHER / _TURNS / 2
+        with self._open(what, source, **changes) as loader:
+            turns = [[_run(take(each, seconds, windows=1), size) for each in (loader, near)] for _ in range(_TURNS)]
+        return Other(
+            images_per_s=statistics.median(other.images_per_s for other, _ in turns),
+            faster=statistics.median(other.images_per_s / usual.images_per_s for other, usual in turns),
+            cheaper=statistics.median(usual.cpu_us / other.cpu_us for other, usual in turns),
+            bytes=size,
+        )
+
+
+def _run(taking: Taking, size: float) -> Run:
+    mine = taking.use.by_process[os.getpid()]
+    workers = sum(taking.use.by_process.values()) - mine
+    return Run(
+        taking=taking,
+        workers_us=workers / taking.images * 1e6,
+        loader_us=mine / taking.images * 1e6,
+        bytes=size,
+    )
+
+
+def slowest_samples(source: Source, ledger: Ledger) -> tuple[SlowSample, ...]:
+    """The pictures that cost most, each once, the worst first."""
+    named: dict[int, SlowSample] = {}
+    for place in np.argsort(-ledger.cpu_us).tolist():
+        number = int(ledger.samples[place])
+        if number not in named:
+            data = source.read(number)
+            width, height = picture_size(data)
+            header = read_header(data)
+            why = [f"{width:,} x {height:,} pixels"]
+            if header and not header.baseline:
+                why.append("progressive" if len(data) else "")
+            named[number] = SlowSample(
+                name=source.name(number),
+                cpu_us=float(ledger.cpu_us[place]),
+                bytes=len(data),
+                megapixels=width * height / 1e6,
+                why=", ".join(why),
+            )
+        if len(named) == _SLOWEST:
+            break
+    return tuple(named.values())
+
+
+def costs_by_size(source: Source, ledger: Ledger) -> tuple[tuple[int, float], ...]:
+    """(bytes, CPU us) of some pictures."""
+    some = np.random.default_rng(0).permutation(len(ledger.samples))[:_DOTS]
+    sizes = _sizes(source, ledger.samples[some])
+    return tuple(zip(sizes.tolist(), ledger.cpu_us[some].tolist(), strict=True))
+
+
+def _sizes(source: Source, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    if isinstance(source, Shards):
+        return source.records["bytes"][numbers].astype(np.int64)
+    assert isinstance(source, Folder)
+    return np.array([os.path.getsize(os.path.join(source.root, source.name(number))) for number in numbers.tolist()])
