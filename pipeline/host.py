@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .cgroup import cpu_quota
+
 _held: frozenset[int] | None = None
 
 
@@ -26,25 +28,8 @@ def cores() -> frozenset[int]:
 def available_cores() -> int:
     """How many: the affinity mask, cut down by a cgroup CPU quota (containers). At least 1."""
     count = len(cores())
-    quota = _cgroup_quota()
+    quota = cpu_quota()
     return max(1, min(count, int(quota)) if quota else count)
-
-
-def _cgroup_quota() -> float | None:
-    """The container's CPU quota in cores, from cgroup v2 or v1; None where there is no limit."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            v1 = Path("/sys/fs/cgroup/cpu")
-            limit, period = (v1 / "cpu.cfs_quota_us").read_text(), (v1 / "cpu.cfs_period_us").read_text()
-        except OSError:
-            return None
-    try:
-        cores = int(limit) / int(period)
-    except ValueError:  # cgroup v2 says "max"
-        return None
-    return cores if cores > 0 else None
 
 
 def has_bf16_instructions() -> bool:

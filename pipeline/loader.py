@@ -32,12 +32,12 @@ from .recording import Recordings
 from .ring import Ring
 from .shards import Shards
 from .source import Source, open_source, slow_source_advice
+from .tasks import DISPATCH_BELOW, rows_per_task
 from .worker import DONE, TASK, Job
 
 # What has changed, where a state does not fit.
 _OTHER = {"data": "the pictures are others: their fingerprint was", "samples": "the number of pictures was"}
 _NAMED = 10  # damaged pictures that are named, and replaced ones; all are counted
-_IN_FLIGHT = 128  # tasks on the queue at most: far fewer than the socket holds, so that no send ever waits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,8 +94,7 @@ class Loader:
             raise DataError(f"{config.place.root} holds no sample in split {config.split!r}")
         self.ring = Ring(slots=config.slots, batch_size=config.batch_size, image_size=config.image_size)
         self._shuffle = _shuffle(config, self.source)
-        self._rows = -(-config.batch_size * config.slots // min(_IN_FLIGHT, 8 * self.workers))
-        self._rows = min(self._rows, config.batch_size)
+        self._rows = rows_per_task(batch_size=config.batch_size, slots=config.slots, workers=self.workers)
         # Of the pictures that were handed out:
         self.read_whole = 0  # read and decoded whole: damaged, or not crop-addressed
         self.damaged = 0  # delivered though something was wrong with them
@@ -279,7 +278,7 @@ class Loader:
 
     def _dispatch(self) -> None:
         """Put the next batches' rows on the queue, as long as there are free slots."""
-        while self._free and self._queued < _IN_FLIGHT // 2:  # a batch is at most the other half
+        while self._free and self._queued < DISPATCH_BELOW:
             last = self._flights[-1] if self._flights else None
             epoch, position = _behind(last, self.samples) if last else (self._epoch, self._position)
             indices = batch_indices(
