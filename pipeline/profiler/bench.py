@@ -154,7 +154,8 @@ class Bench:
     def _open(self, what: str, source: Source, *, replay: bool = False, **changes: Any) -> Loader:
         """A loader of copies, which are read from memory."""
         self._say(what)
-        config = dataclasses.replace(self.config, **{"workers": self._workers, "shuffle": "global"} | changes)
+        usual: dict[str, Any] = {"workers": self._workers, "shuffle": "global"}
+        config = dataclasses.replace(self.config, **usual | changes)
         return Loader(config, source=source, replay=replay)
 
     def _against(self, near: Loader, what: str, source: Source, size: float, **changes: Any) -> Other:

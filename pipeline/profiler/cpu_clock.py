@@ -36,9 +36,12 @@ class CpuClock:
         by = {}
         for pid in pids:
             try:
-                by[pid] = sum(
-                    int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()
-                ) / 1e9
+                by[pid] = (
+                    sum(
+                        int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()
+                    )
+                    / 1e9
+                )
             except OSError:
                 pass
         busy = 0.0

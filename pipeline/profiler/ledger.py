@@ -44,7 +44,7 @@ def write_ledger(recordings: Sequence[npt.NDArray[np.void]]) -> Ledger:
         samples=samples,
         cpu_us=cpu_us.sum(1),
         blocked_us=np.maximum(0.0, wall_us - cpu_us)[:, READ],
-        stages=_stages(cpu_us, wall_us, together.any(0)),
+        stages=_stages(cpu_us, wall_us, np.logical_or.reduce(together)),
     )
 
 
@@ -66,7 +66,7 @@ def _pictures(events: npt.NDArray[np.void]) -> tuple[I64, F64, F64, npt.NDArray[
     together = np.zeros((task[-1] + 1, len(STAGES), 2))
     np.add.at(together, (task[~single], events["stage"][~single]), times[~single])
     us += (together / np.maximum(1, np.bincount(keys[:, 0], minlength=len(together)))[:, None, None])[keys[:, 0]]
-    return keys[:, 1], us[..., 0], us[..., 1], together.any((0, 2))[None]
+    return keys[:, 1], us[..., 0], us[..., 1], np.any(together, axis=(0, 2), keepdims=True)[..., 0]
 
 
 def _stages(cpu_us: F64, wall_us: F64, together: npt.NDArray[np.bool_]) -> tuple[Stage, ...]:

@@ -77,7 +77,7 @@ class Nearby:
             part=True,
         )
 
-    def made_anew(self, jpeg: str, workers: int) -> Source:
+    def made_anew(self, jpeg: str, workers: int) -> Shards:
         """The same pictures as ``make_shards.py --jpeg`` makes them; what is damaged is left out."""
         root = self.root / jpeg
         if not root.exists():

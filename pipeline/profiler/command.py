@@ -1,0 +1,160 @@
+"""The command line of tools/profile_loader.py (installed: headrace-profile)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..config import PipelineConfig
+from ..console import run_tool
+from ..errors import ConfigError
+from ..files import atomic_write
+from ..host import available_cores
+from ..manifest import read_manifest
+from ..place import local_folder
+from ..source import holds_shards
+from .bench import Bench, Host
+from .disk import cached_fraction, read_speed
+from .findings import write_report
+from .machine import read_machine
+from .on_device import OnDevice
+from .planner import Cost, make_plan
+from .remedies import Place
+from .report import Report
+from .text import write_text
+
+NPU = 474.6  # images/s of one Ascend NPU on InceptionV4, as published
+Trainer = Callable[[str, PipelineConfig, float, Sequence[str]], OnDevice]
+
+EXAMPLE = """example: eight NPUs that each train 474.6 images/s
+  python tools/profile_loader.py --shards /data/shards --demand 474.6 --devices 8 --html report.html
+the device that is here:
+  python tools/profile_loader.py --shards /data/shards --device auto
+"""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags. Raises ConfigError for what makes no sense."""
+    parser = argparse.ArgumentParser(
+        prog="profile_loader",
+        description="Why is my accelerator starving? Measures what this host gives, says what stands in the way, and "
+        "what each remedy is worth.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--shards", metavar="DST", help="a folder of shards")
+    add("--data", metavar="SRC", help="an ImageNet folder")
+    add("--demand", metavar="IMG_PER_S", type=float,
+        help="what one device trains (default: 474.6, an Ascend NPU on InceptionV4; with --device: measured)")  # fmt: skip
+    add("--devices", metavar="N", type=int, default=1, help="devices that this host feeds (default: 1)")
+    add("--device", metavar="D", help="measure a real one too: auto, npu, cuda, cpu. Flags of train.py may follow "
+        "behind --, such as -- --amp --blocks 1,1,1")  # fmt: skip
+    add("--seconds", metavar="S", type=float, default=20.0, help="how long to measure (default: 20; and some 20 more "
+        "to start processes and to make shards of a few pictures)")  # fmt: skip
+    add("--image-size", metavar="PX", type=int, default=299, help="default: 299")
+    add("--batch-size", metavar="B", type=int, default=64, help="of one device (default: 64)")
+    add("--backend", default="auto", help="auto, pillow, dali")
+    add("--workers", metavar="N", type=int, help="processes that decode (default: one for each core)")
+    add("--split", default="train", help="default: train")
+    add("--verify", action="store_true", help="apply the first remedy, measure again, and compare")
+    add("--plan", action="store_true", help="say which host feeds --devices, with which settings")
+    add("--cores", metavar="N", type=float, help="of the host to plan for (default: this one's)")
+    add("--json", metavar="F", type=Path, help="write the report to a file")
+    add("--html", metavar="F", type=Path, help="write it as a page")
+    add("--trace", metavar="F", type=Path, help="write what each worker did, for ui.perfetto.dev")
+    add("train_flags", nargs="*", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    for name in ("demand", "devices", "seconds", "cores"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name} must be above 0, was {value}")
+    if args.train_flags and not args.device:
+        raise ConfigError(f"{' '.join(args.train_flags)}: flags behind -- are train.py's, and want a --device")
+    if args.device and args.demand:
+        raise ConfigError("--device measures what it takes: leave out --demand, or --device")
+    local_folder(args.shards or args.data or "", "profile_loader")
+    return args
+
+
+def run(argv: Sequence[str] | None = None, trainer: Trainer | None = None) -> int:
+    """Measure, show, and write the files. ``trainer`` measures a real device: tools/profile_loader.py has train.py's."""
+    start = time.monotonic()
+    args = parse(argv)
+    if args.device and not trainer:
+        raise ConfigError("--device trains with train.py: python tools/profile_loader.py, from the checkout")
+    config = PipelineConfig(
+        shards=args.shards,
+        data=args.data,
+        split=args.split,
+        image_size=args.image_size,
+        batch_size=args.batch_size,
+        backend=args.backend,
+        workers=args.workers or available_cores(),
+    )
+
+    def say(what: str) -> None:
+        print(f"{time.monotonic() - start:5.1f} s  {what}", file=sys.stderr, flush=True)
+
+    device = None
+    if trainer and args.device:
+        say(f"the step on {args.device}")
+        device = trainer(args.device, config, args.seconds, args.train_flags)
+    demand = device.synthetic.images_per_s if device else args.demand or NPU
+    report, host = profile_host(config, demand, args.devices, device, args.seconds, say)
+    print(write_text(report))
+    if args.plan:
+        print(f"\n{plan_of(report, host, args)}")
+    if args.json:
+        with atomic_write(args.json) as file:
+            file.write(json.dumps(report.as_json(), indent=1).encode() + b"\n")
+    return 0
+
+
+def profile_host(
+    config: PipelineConfig,
+    demand_per_device: float,
+    devices: int,
+    device: OnDevice | None,
+    seconds: float,
+    say: Callable[[str], None],
+) -> tuple[Report, Host]:
+    """The host side, and the report of it all."""
+    machine = read_machine()
+    files = files_of(config)
+    cached = cached_fraction(files[:1000])
+    bench = Bench(config, demand=demand_per_device * devices, seconds=seconds, say=say)
+    host = bench.measure()
+    say("the disk")
+    speed = read_speed(files, seconds=min(2.0, seconds / 10), threads=host.workers)
+    report = write_report(
+        config,
+        host,
+        device,
+        demand_per_device=demand_per_device,
+        devices=devices,
+        machine=machine,
+        place=Place(
+            flag="--shards" if config.shards is not None else "--data",
+            path=str(config.shards if config.shards is not None else config.data),
+            dataset_bytes=host.samples * host.as_is.bytes,
+            memory_bytes=machine.memory_for_us,
+        ),
+        disk_mb_per_s=speed.mb_per_s if speed.cold else None,
+        conditions=(
+            ("page cache", "unknown" if cached is None else f"held {100 * cached:.0f} % of the files at the beginning"),
+            ("disk", speed.how),
+        ),
+    )
+    return report, host
+
+
+def files_of(config: PipelineConfig) -> list[Path]:
+    """Those that the pictures are in: all tars, or some of the single files."""
+    if holds_shards(config):
+        return [config.root / info.name for info in read_manifest(config.root).splits[config.split]]
+    ...

@@ -1,0 +1,284 @@
+"""From the measurements to the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..config import PipelineConfig
+from .bench import Host, Run
+from .forecast import forecast
+from .machine import Machine
+from .measure import WINDOWS
+from .on_device import OnDevice, Speed
+from .remedies import Place, remedies
+from .report import Cause, Need, Point, Rate, Remedy, Report, Stage
+from .verdict import Evidence, Judgement, divide, judge
+
+_ENOUGH = 0.97  # of the most that any number of workers gives: the knee
+_IMAGE_BYTES = 3  # of a pixel on its way to the device
+
+
+def write_report(
+    config: PipelineConfig,
+    host: Host,
+    device: OnDevice | None,
+    *,
+    demand_per_device: float,
+    devices: int,
+    machine: Machine,
+    place: Place,
+    disk_mb_per_s: float | None = None,
+    conditions: tuple[tuple[str, str], ...] = (),
+) -> Report:
+    """All that is known, in order."""
+    demand = demand_per_device * devices
+    # One device stands for all: each has its own loader, on its part of the host.
+    stall = host.at_demand.stall
+    if device and devices == 1:
+        stall = device.stall
+    evidence = Evidence(
+        demand=demand,
+        stall=stall,
+        transfer=device.transferred.images_per_s * devices if device else None,
+        replayed=host.replayed.images_per_s,
+        in_memory=host.in_memory.images_per_s,
+        supply=host.as_is.images_per_s,
+        supply_low=host.as_is.taking.low,
+        supply_high=host.as_is.taking.high,
+        workers=host.workers,
+        cores=machine.capacity,
+        ours=host.as_is.taking.use.ours_cores,
+        others=host.as_is.taking.use.others_cores,
+        slowest_share=host.ledger.slowest_share,
+    )
+    judgement = judge(evidence)
+    found = remedies(host, evidence, judgement.cause, place)
+    curve, knee = _curve(host, evidence, config)
+    return Report(
+        verdict=judgement.verdict,
+        cause=judgement.cause,
+        sentence=_sentence(judgement, evidence, host, devices, found[0] if found else None),
+        confidence=judgement.confidence,
+        demand=demand,
+        demand_per_device=demand_per_device,
+        devices=devices,
+        demand_source=f"measured on {device.name}" if device else "--demand",
+        supply=evidence.supply,
+        supply_low=evidence.supply_low,
+        supply_high=evidence.supply_high,
+        stall_fraction=stall,
+        rates=_rates(host, device, devices, demand),
+        shares=divide(evidence),
+        stages=_stages(host),
+        needs=_needs(host, device, demand, machine, place, disk_mb_per_s, config.image_size),
+        slots=config.slots,
+        occupancy=host.at_demand.occupancy,
+        waits_ms=host.at_demand.waits_ms,
+        slow_samples=host.slowest,
+        costs=host.costs,
+        workers=host.workers,
+        curve=curve,
+        knee=knee,
+        remedies=found,
+        conditions=(*_conditions(config, host, machine), *conditions),
+    )
+
+
+def _rates(host: Host, device: OnDevice | None, devices: int, demand: float) -> tuple[Rate, ...]:
+    together = f"{devices} such devices" if devices > 1 else ""
+    if device:
+        synthetic = _device_rate("S0", "the step alone, batches on the device", device.synthetic, devices, together)
+        copied = _device_rate("S1", "and their way there, host batches ready", device.transferred, devices, together)
+    else:
+        synthetic = _unmeasured("S0", "the step alone, batches on the device", f"--demand: {demand:,.1f} images/s")
+        copied = _unmeasured("S1", "and their way there, host batches ready", "no device was named: --device")
+    return (
+        synthetic,
+        copied,
+        _rate("S2", "batches moved about that nobody decodes", host.replayed, ""),
+        _rate("S3", "pictures prepared that lie in memory", host.in_memory, "copies of some pictures"),
+        _rate("S4", "as it is", host.as_is, ""),
+    )
+
+
+def _rate(name: str, label: str, run: Run, note: str) -> Rate:
+    taking = run.taking
+    return Rate(
+        name=name,
+        label=label,
+        images_per_s=taking.images_per_s,
+        low=taking.low,
+        high=taking.high,
+        repeats=len(taking.rates),
+        note=note,
+    )
+
+
+def _device_rate(name: str, label: str, speed: Speed, devices: int, note: str) -> Rate:
+    return Rate(
+        name=name,
+        label=label,
+        images_per_s=speed.images_per_s * devices,
+        low=min(speed.rates) * devices,
+        high=max(speed.rates) * devices,
+        repeats=len(speed.rates),
+        note=note,
+    )
+
+
+def _unmeasured(name: str, label: str, why: str) -> Rate:
+    return Rate(name=name, label=label, images_per_s=None, low=None, high=None, repeats=0, note=why)
+
+
+def _stages(host: Host) -> tuple[Stage, ...]:
+    """Those of the workers, and what the process costs that takes the batches."""
+    loader = host.as_is.loader_us
+    total = float(host.ledger.cpu_us.mean()) + loader
+    workers = [dataclasses.replace(stage, share=stage.cpu_us_per_image / total) for stage in host.ledger.stages]
+    mine = Stage(
+        name="loader",
+        process="loader",
+        cpu_us_per_image=loader,
+        share=loader / total,
+        wall_us_per_image=loader,
+        p50_us=None,
+        p99_us=None,
+    )
+    return (*workers, mine)
+
+
+def _needs(
+    host: Host,
+    device: OnDevice | None,
+    demand: float,
+    machine: Machine,
+    place: Place,
+    disk_mb_per_s: float | None,
+    image_size: int,
+) -> tuple[Need, ...]:
+    picture, size = image_size * image_size * _IMAGE_BYTES, host.as_is.bytes
+    return (
+        Need(
+            name="cores",
+            unit="cores",
+            needed=demand * host.as_is.cpu_us / 1e6,
+            here=machine.capacity,
+            how=f"{demand:,.0f} images/s x {host.as_is.cpu_us:,.0f} CPU us",
+        ),
+        Need(
+            name="disk",
+            unit="MB/s",
+            needed=demand * size / 1e6,
+            here=disk_mb_per_s,
+            how=f"{demand:,.0f} images/s x {size / 1e3:,.0f} kB, while they are not in memory",
+        ),
+        Need(
+            name="memory",
+            unit="GB",
+            needed=place.dataset_bytes / 1e9,
+            here=None if machine.memory_for_us is None else machine.memory_for_us / 1e9,
+            how=f"{host.samples:,} pictures x {size / 1e3:,.0f} kB, to be read from the disk only once",
+        ),
+        Need(
+            name="transfer",
+            unit="MB/s",
+            needed=demand * picture / 1e6,
+            here=device.transfer_mb_per_s if device else None,
+            how=f"{demand:,.0f} images/s x {picture / 1e3:,.0f} kB of uint8, all devices together",
+        ),
+    )
+
+
+def _curve(host: Host, evidence: Evidence, config: PipelineConfig) -> tuple[tuple[Point, ...], int | None]:
+    """Throughput against workers: measured where it was, else forecast from the pictures' costs and brought to what
+    was measured; and the fewest workers that give nearly all of it.
+    """
+    measured = {host.workers: evidence.supply}
+    measured |= {count: evidence.supply * other.faster for count, other in host.by_workers.items()}
+
+    def simulated(workers: int) -> float:
+        return forecast(
+            host.ledger.cpu_us,
+            workers=workers,
+            cores=max(0.1, evidence.cores - evidence.others),
+            slots=config.slots,
+            batch_size=config.batch_size,
+            demand=None,
+            loader_us_per_image=host.as_is.loader_us,
+            images=5_000,
+        ).images_per_s
+
+    as_measured = evidence.supply / simulated(host.workers)
+    most = max(host.workers, round(1.5 * evidence.cores), 4)
+    counts = set(np.geomspace(1, most, 12).round().astype(int).tolist()) | set(measured)
+    points = tuple(
+        Point(
+            workers=count,
+            images_per_s=measured.get(count) or as_measured * simulated(count),
+            measured=count in measured,
+        )
+        for count in sorted(counts)
+    )
+    best = max(point.images_per_s for point in points)
+    return points, next(point.workers for point in points if point.images_per_s >= _ENOUGH * best)
+
+
+def _sentence(judgement: Judgement, evidence: Evidence, host: Host, devices: int, best: Remedy | None) -> str:
+    """The answer: what is asked for, what is given, what that costs, and what helps most."""
+    asked = f"{devices} device{'s ask' if devices > 1 else ' asks'} for {evidence.demand:,.0f} images/s"
+    gives = f"this host gives {evidence.supply:,.0f} ({evidence.supply_low:,.0f} to {evidence.supply_high:,.0f})"
+    if judgement.verdict == "compute":
+        spare = evidence.supply / evidence.demand
+        return f"NOT INPUT-BOUND: {asked}, {gives}, {spare:.1f} times that: the loader is not what limits them."
+    what, why = _causes(evidence, host)[judgement.cause]
+    idle = f"they stand idle {100 * evidence.stall:.0f} % of the time, for {why}."
+    helps = ""
+    if best:
+        gain = best.predicted_images_per_s / evidence.supply
+        helps = f" Best remedy: {best.action}: {gain:.1f} times as fast, {best.predicted_images_per_s:,.0f} images/s."
+    return f"INPUT-BOUND ({what}): {asked}, {gives}: {idle}{helps}"
+
+
+def _causes(evidence: Evidence, host: Host) -> dict[Cause, tuple[str, str]]:
+    """What it is called, and the figure behind it."""
+    cores = f"{evidence.cores:g} core{'s'[: evidence.cores != 1]}"
+    disk = evidence.supply * host.as_is.bytes / 1e6
+    return {
+        "transfer": ("copy to the device", "a batch takes longer to the device than to be trained"),
+        "hand-over": ("hand-over", "the process that takes the batches is busy with moving them"),
+        "decode": ("CPU decode", f"all of its {cores} are at work on pictures, {host.as_is.cpu_us / 1e3:.2f} ms each"),
+        "workers": ("too few workers", f"{host.workers} decode, and it has {cores}"),
+        "neighbour": ("other programs", f"these use {evidence.others:.1f} of its {cores}"),
+        "stragglers": (
+            "a few slow pictures",
+            f"1 in 100 takes {100 * evidence.slowest_share:.0f} % of the time of all",
+        ),
+        "disk": (
+            "disk",
+            f"pictures arrive at {disk:,.0f} MB/s, and {evidence.in_memory:,.0f} a second could be decoded",
+        ),
+        "step": ("", ""),
+    }
+
+
+def _conditions(config: PipelineConfig, host: Host, machine: Machine) -> tuple[tuple[str, str], ...]:
+    others = host.as_is.taking.use.others_cores
+    return (
+        ("when", time.strftime("%Y-%m-%d %H:%M")),
+        ("host", str(machine)),
+        ("loader", f"{host.backend}, {host.workers} workers, batches of {config.batch_size} at {config.image_size} px, "
+                   f"{config.slots} in the ring, split {config.split}, seed {config.seed}"),
+        ("pictures", f"{host.as_is.taking.images:,} counted in {host.as_is.taking.seconds:.1f} s, of {host.samples:,}; "
+                     "the first ring of batches and 0.3 s are left out"),
+        ("rates", f"medians of {WINDOWS} windows; other ways in turns with the way as it is"),
+        ("other programs", f"{others:.2f} cores"),
+        ("profiler", f"noting the stages took {100 * host.recording:.1f} % of the CPU time, in the run at the demand only"),
+        ("versions", f"headrace {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
+                     f"numpy {np.__version__}"),
+    )  # fmt: skip
