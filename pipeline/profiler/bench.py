@@ -7,6 +7,7 @@ import dataclasses
 import os
 import statistics
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..manifest import read_manifest
 from ..recording import lap_us
 from ..shards import Shards
 from ..source import Source, holds_shards
+from .disk import cached_fraction
 from .ledger import Ledger, write_ledger
 from .measure import Taking, take
 from .nearby import PICTURES, Nearby
@@ -32,6 +34,7 @@ from .unread import Unread
 _SUPPLY, _AT_DEMAND, _IN_MEMORY, _REPLAY, _OTHER = 0.25, 0.2, 0.1, 0.05, 0.1
 _TURNS = 3  # that two ways to have the same pictures take, so that both meet the same machine
 _SLOWEST = 10  # pictures that are named
+_FILES = 2000  # of single ones, that are looked at
 _DOTS = 400  # pictures whose size and cost are shown
 
 
@@ -71,6 +74,8 @@ class Host:
     workers: int
     crop_addressed: bool
     samples: int
+    files: tuple[Path, ...]  # that the pictures are in; of single files some
+    cached: float | None  # of their bytes, what was in the page cache before
     as_is: Run  # S4, as fast as it goes
     at_demand: Taking  # and what the devices would see of it
     ledger: Ledger
@@ -81,6 +86,8 @@ class Host:
     replayed: Run  # S2
     other: dict[str, Other]  # at S3: "crop", "recode", "pillow", "dali"
     by_workers: dict[int, Other]  # at S3, with other numbers of workers
+    recorded: dict[int, npt.NDArray[np.void]]  # by process number, each worker's events of the run at the demand
+    names: dict[int, str]  # of the samples in them
 
 
 class Bench:
@@ -100,13 +107,16 @@ class Bench:
         self._say("the loader as it is")
         with Loader(config, record=True) as loader:
             source, backend = loader.source, loader.backend
+            files = files_of(source)
+            cached = cached_fraction(files)
             as_is = take(loader, self._seconds * _SUPPLY)
             self._say("the loader at the devices' demand")
             loader.recordings.record(True)
             at_demand = take(loader, self._seconds * _AT_DEMAND, demand=self.demand)
             loader.recordings.record(False)
-            recorded = [loader.recordings.read(worker) for worker in range(loader.workers)]
-            ledger = write_ledger(recorded)
+            recorded = {pid: loader.recordings.read(worker) for worker, pid in enumerate(loader.decode_pids)}
+            ledger = write_ledger(list(recorded.values()))
+            names = {number: source.name(number) for number in np.unique(ledger.samples).tolist()}
             slowest, costs = slowest_samples(source, ledger), costs_by_size(source, ledger)
             self._say(f"copying {min(PICTURES, len(source)):,} pictures")
             nearby = Nearby(source)
@@ -121,10 +131,17 @@ class Bench:
                 workers=self._workers,
                 crop_addressed=crop_addressed,
                 samples=samples,
+                files=files,
+                cached=cached,
+                recorded=recorded,
+                names=names,
                 as_is=_run(as_is, size),
                 at_demand=at_demand,
                 ledger=ledger,
-                recording=lap_us() * sum(map(len, recorded)) / len(ledger.samples) / float(ledger.cpu_us.mean()),
+                recording=lap_us()
+                * sum(map(len, recorded.values()))
+                / len(ledger.samples)
+                / float(ledger.cpu_us.mean()),
                 slowest=slowest,
                 costs=costs,
                 replayed=replayed,
@@ -211,6 +228,15 @@ def costs_by_size(source: Source, ledger: Ledger) -> tuple[tuple[int, float], ..
     some = np.random.default_rng(0).permutation(len(ledger.samples))[:_DOTS]
     sizes = _sizes(source, ledger.samples[some])
     return tuple(zip(sizes.tolist(), ledger.cpu_us[some].tolist(), strict=True))
+
+
+def files_of(source: Source) -> tuple[Path, ...]:
+    """Those that the pictures are in: all tars, or some of many single files."""
+    if isinstance(source, Shards):
+        return tuple(Path(source.root, name) for name in source.shard_names)
+    assert isinstance(source, Folder)
+    some = np.random.default_rng(0).permutation(len(source))[:_FILES]
+    return tuple(Path(source.root, source.name(number)) for number in some.tolist())
 
 
 def _sizes(source: Source, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,21 +13,21 @@ from pathlib import Path
 
 from ..config import PipelineConfig
 from ..console import run_tool
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..files import atomic_write
 from ..host import available_cores
-from ..manifest import read_manifest
 from ..place import local_folder
-from ..source import holds_shards
 from .bench import Bench, Host
-from .disk import cached_fraction, read_speed
+from .disk import read_speed
 from .findings import write_report
 from .machine import read_machine
 from .on_device import OnDevice
+from .plan import Plan
 from .planner import Cost, make_plan
 from .remedies import Place
 from .report import Report
 from .text import write_text
+from .trial import try_out
 
 NPU = 474.6  # images/s of one Ascend NPU on InceptionV4, as published
 Trainer = Callable[[str, PipelineConfig, float, Sequence[str]], OnDevice]
@@ -105,33 +107,43 @@ def run(argv: Sequence[str] | None = None, trainer: Trainer | None = None) -> in
         say(f"the step on {args.device}")
         device = trainer(args.device, config, args.seconds, args.train_flags)
     demand = device.synthetic.images_per_s if device else args.demand or NPU
-    report, host = profile_host(config, demand, args.devices, device, args.seconds, say)
+    report, host = profile_host(
+        config,
+        demand_per_device=demand,
+        devices=args.devices,
+        device=device,
+        seconds=args.seconds,
+        verify=args.verify,
+        say=say,
+    )
+    plan = plan_of(report, host, config, args.cores) if args.plan else None
     print(write_text(report))
-    if args.plan:
-        print(f"\n{plan_of(report, host, args)}")
+    if plan:
+        print(f"\n{plan}")
     if args.json:
         with atomic_write(args.json) as file:
-            file.write(json.dumps(report.as_json(), indent=1).encode() + b"\n")
+            content = report.as_json() | ({"plan": plan.as_json()} if plan else {})
+            file.write(json.dumps(content, indent=1).encode() + b"\n")
     return 0
 
 
 def profile_host(
     config: PipelineConfig,
+    *,
     demand_per_device: float,
     devices: int,
-    device: OnDevice | None,
-    seconds: float,
-    say: Callable[[str], None],
+    device: OnDevice | None = None,
+    seconds: float = 20.0,
+    verify: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Report, Host]:
-    """The host side, and the report of it all."""
+    """The host side, and the report of it all. Raises ConfigError and DataError."""
     machine = read_machine()
-    files = files_of(config)
-    cached = cached_fraction(files[:1000])
-    bench = Bench(config, demand=demand_per_device * devices, seconds=seconds, say=say)
-    host = bench.measure()
+    host = Bench(config, demand=demand_per_device * devices, seconds=seconds, say=say).measure()
     say("the disk")
-    speed = read_speed(files, seconds=min(2.0, seconds / 10), threads=host.workers)
-    report = write_report(
+    disk_mb_per_s, disk = _disk(host, seconds)
+    cached = "unknown" if host.cached is None else f"held {100 * host.cached:.0f} % of the files at the beginning"
+    report, candidates = write_report(
         config,
         host,
         device,
@@ -144,17 +156,50 @@ def profile_host(
             dataset_bytes=host.samples * host.as_is.bytes,
             memory_bytes=machine.memory_for_us,
         ),
-        disk_mb_per_s=speed.mb_per_s if speed.cold else None,
-        conditions=(
-            ("page cache", "unknown" if cached is None else f"held {100 * cached:.0f} % of the files at the beginning"),
-            ("disk", speed.how),
-        ),
+        disk_mb_per_s=disk_mb_per_s,
+        conditions=(("page cache", cached), ("disk", disk)),
     )
+    if verify:
+        report = dataclasses.replace(report, verified=try_out(config, candidates, seconds / 4, say))
     return report, host
 
 
-def files_of(config: PipelineConfig) -> list[Path]:
-    """Those that the pictures are in: all tars, or some of the single files."""
-    if holds_shards(config):
-        return [config.root / info.name for info in read_manifest(config.root).splits[config.split]]
-    ...
+def _disk(host: Host, seconds: float) -> tuple[float | None, str]:
+    """What the disk gives without the page cache, where that can be known, and how it was measured."""
+    try:
+        speed = read_speed(host.files, seconds=min(2.0, seconds / 10), threads=host.workers)
+    except DataError as error:  # of a few small files nothing can be said
+        return None, str(error)
+    return speed.mb_per_s if speed.cold else None, f"{speed.mb_per_s:,.0f} MB/s: {speed.how}"
+
+
+def plan_of(report: Report, host: Host, config: PipelineConfig, cores: float | None) -> Plan:
+    """Which host feeds the devices, from the costs that were measured here."""
+    place = shlex.quote(str(config.shards or config.data))
+    as_is = f"--shards {place}" if config.shards is not None else f"--data {place}"
+    source = "SRC" if config.shards is not None else place
+    made = {
+        "crop": ("crop-addressed, the same pixels", f"python tools/make_shards.py {source} DST"),
+        "recode": ("re-encoded smaller", f"python tools/make_shards.py {source} DST --jpeg recode"),
+    }
+    us, sample = host.as_is.cpu_us, host.ledger.cpu_us
+    costs = {"as they are": Cost(mean_us=us, sample_us=sample, place=as_is, bytes_per_image=host.as_is.bytes)}
+    for name, (title, make) in made.items():
+        if other := host.other.get(name):
+            cheaper = us / other.cheaper
+            costs[title] = Cost(mean_us=cheaper, sample_us=sample, make=make, bytes_per_image=other.bytes)
+    return make_plan(
+        costs,
+        machine=read_machine(),
+        measured_with=host.workers,
+        devices=report.devices,
+        demand_per_device=report.demand_per_device,
+        cores=cores,
+        batch_size=config.batch_size,
+        image_size=config.image_size,
+    )
+
+
+def main() -> None:
+    """The console entry."""
+    run_tool("profile_loader", run)

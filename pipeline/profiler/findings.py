@@ -16,7 +16,7 @@ from .forecast import forecast
 from .machine import Machine
 from .measure import WINDOWS
 from .on_device import OnDevice, Speed
-from .remedies import Place, remedies
+from .remedies import Candidate, Place, remedies
 from .report import Cause, Need, Point, Rate, Remedy, Report, Stage
 from .verdict import Evidence, Judgement, divide, judge
 
@@ -35,8 +35,8 @@ def write_report(
     place: Place,
     disk_mb_per_s: float | None = None,
     conditions: tuple[tuple[str, str], ...] = (),
-) -> Report:
-    """All that is known, in order."""
+) -> tuple[Report, tuple[Candidate, ...]]:
+    """All that is known, in order; and the remedies once more, as they can be tried."""
     demand = demand_per_device * devices
     # One device stands for all: each has its own loader, on its part of the host.
     stall = host.at_demand.stall
@@ -58,9 +58,10 @@ def write_report(
         slowest_share=host.ledger.slowest_share,
     )
     judgement = judge(evidence)
-    found = remedies(host, evidence, judgement.cause, place)
+    candidates = remedies(host, evidence, judgement.cause, place)
+    found = tuple(candidate.remedy for candidate in candidates)
     curve, knee = _curve(host, evidence, config)
-    return Report(
+    report = Report(
         verdict=judgement.verdict,
         cause=judgement.cause,
         sentence=_sentence(judgement, evidence, host, devices, found[0] if found else None),
@@ -88,6 +89,7 @@ def write_report(
         remedies=found,
         conditions=(*_conditions(config, host, machine), *conditions),
     )
+    return report, candidates
 
 
 def _rates(host: Host, device: OnDevice | None, devices: int, demand: float) -> tuple[Rate, ...]:

@@ -33,7 +33,16 @@ class Place:
         return shlex.quote(self.path) if self.flag == "--data" else "SRC"
 
 
-def remedies(host: Host, evidence: Evidence, cause: Cause, place: Place) -> tuple[Remedy, ...]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A remedy that can be tried out: a way that was measured on some pictures."""
+
+    remedy: Remedy
+    workers: int | None = None  # so many
+    other: str | None = None  # "crop", "recode", or a backend
+
+
+def remedies(host: Host, evidence: Evidence, cause: Cause, place: Place) -> tuple[Candidate, ...]:
     """The best first; last what takes another host. Each prediction stands on a measurement of these pictures."""
     found = [
         *_workers(host, evidence, place),
@@ -42,8 +51,8 @@ def remedies(host: Host, evidence: Evidence, cause: Cause, place: Place) -> tupl
         *_neighbour(evidence, cause),
         *_stragglers(host, evidence, cause, place),
     ]
-    worth = [remedy for remedy in found if remedy.predicted_images_per_s > _WORTH * evidence.supply]
-    worth.sort(key=lambda remedy: -remedy.predicted_images_per_s)
+    worth = [one for one in found if one.remedy.predicted_images_per_s > _WORTH * evidence.supply]
+    worth.sort(key=lambda one: -one.remedy.predicted_images_per_s)
     return (*worth, *_cores(host, evidence, cause))
 
 
@@ -56,33 +65,44 @@ def predict(host: Host, *, cheaper: float, size: float = 1.0) -> float:
     return min(1 / (prepared / cheaper + at_disk * size), host.replayed.images_per_s)
 
 
-def _remedy(evidence: Evidence, action: str, command: str, rate: float, basis: str) -> Remedy:
-    return Remedy(
+def _candidate(
+    evidence: Evidence,
+    action: str,
+    command: str,
+    rate: float,
+    basis: str,
+    *,
+    workers: int | None = None,
+    other: str | None = None,
+) -> Candidate:
+    remedy = Remedy(
         action=action,
         command=command,
         predicted_images_per_s=rate,
         predicted_stall=max(0.0, 1 - rate / evidence.demand),
         basis=basis,
     )
+    return Candidate(remedy=remedy, workers=workers, other=other)
 
 
-def _workers(host: Host, evidence: Evidence, place: Place) -> list[Remedy]:
+def _workers(host: Host, evidence: Evidence, place: Place) -> list[Candidate]:
     count = max(host.by_workers, default=0)
     if count <= host.workers:
         return []
     other = host.by_workers[count]
     return [
-        _remedy(
+        _candidate(
             evidence,
             f"decode with {count} workers instead of {host.workers}, one for each core",
             f"{place.train} --workers {count}",
             evidence.supply * other.faster,
             f"{other.faster:.2f} times as fast with pictures in memory, in turns",
+            workers=count,
         )
     ]
 
 
-def _others(host: Host, evidence: Evidence, cause: Cause, place: Place) -> list[Remedy]:
+def _others(host: Host, evidence: Evidence, cause: Cause, place: Place) -> list[Candidate]:
     made = {
         "crop": ("make crop-addressed shards: the same pixels, of which only the crop is decoded", ""),
         "recode": ("re-encode the pictures smaller (long side 400, quality 90): other pixels", " --jpeg recode"),
@@ -96,11 +116,11 @@ def _others(host: Host, evidence: Evidence, cause: Cause, place: Place) -> list[
             action, command = f"decode with {name} instead of {host.backend}", f"{place.train} --backend {name}"
         rate = predict(host, cheaper=other.cheaper, size=other.bytes / host.as_is.bytes)
         basis = f"a picture takes {1 / other.cheaper:.2f} times the CPU time, measured in turns on some of yours"
-        found.append(_remedy(evidence, action, command, rate, basis))
+        found.append(_candidate(evidence, action, command, rate, basis, other=name))
     return found
 
 
-def _disk(host: Host, evidence: Evidence, cause: Cause, place: Place) -> list[Remedy]:
+def _disk(host: Host, evidence: Evidence, cause: Cause, place: Place) -> list[Candidate]:
     if cause != "disk":
         return []
     basis = "the rate with pictures in memory"
@@ -110,15 +130,15 @@ def _disk(host: Host, evidence: Evidence, cause: Cause, place: Place) -> list[Re
     else:
         what = "copy the pictures to a faster disk of this host"
         command = f"cp -r {shlex.quote(place.path)} DISK && python train.py {place.flag} DISK"
-    return [_remedy(evidence, what, command, host.in_memory.images_per_s, basis)]
+    return [_candidate(evidence, what, command, host.in_memory.images_per_s, basis)]
 
 
-def _neighbour(evidence: Evidence, cause: Cause) -> list[Remedy]:
+def _neighbour(evidence: Evidence, cause: Cause) -> list[Candidate]:
     if cause != "neighbour":
         return []
     more = min((evidence.ours + evidence.others) / evidence.ours, evidence.workers / evidence.ours)
     return [
-        _remedy(
+        _candidate(
             evidence,
             f"end the other programs on these cores, or move them: they use {evidence.others:.1f} of them",
             "ps -eo pid,user,pcpu,psr,comm --sort=-pcpu | head",
@@ -128,13 +148,13 @@ def _neighbour(evidence: Evidence, cause: Cause) -> list[Remedy]:
     ]
 
 
-def _stragglers(host: Host, evidence: Evidence, cause: Cause, place: Place) -> list[Remedy]:
+def _stragglers(host: Host, evidence: Evidence, cause: Cause, place: Place) -> list[Candidate]:
     if cause != "stragglers":
         return []
     costs = host.ledger.cpu_us
     usual = np.where(costs > np.quantile(costs, 0.99), np.median(costs), costs)
     return [
-        _remedy(
+        _candidate(
             evidence,
             "make the slowest hundredth of the pictures as small as the others (the worst are named below)",
             f"python tools/make_shards.py {place.source} DST --jpeg recode --max-side 1000 --quality 95",
@@ -144,12 +164,12 @@ def _stragglers(host: Host, evidence: Evidence, cause: Cause, place: Place) -> l
     ]
 
 
-def _cores(host: Host, evidence: Evidence, cause: Cause) -> list[Remedy]:
+def _cores(host: Host, evidence: Evidence, cause: Cause) -> list[Candidate]:
     if cause not in ("decode", "neighbour") or evidence.supply >= evidence.demand:
         return []
     needed = evidence.demand * host.as_is.cpu_us / 1e6
     return [
-        _remedy(
+        _candidate(
             evidence,
             f"a host with {np.ceil(needed):.0f} cores like these for the pictures as they are",
             f"python tools/profile_loader.py ... --plan --cores {np.ceil(needed):.0f}",
