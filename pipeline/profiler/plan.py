@@ -77,7 +77,7 @@ class Plan:
             )
         settings = (
             f"{counted(best.workers_per_rank, 'worker')} and a ring of {best.slots} batches of {self.batch_size} for "
-            f"each rank: {best.ring_mb / 1e3:.1f} GB of host memory for rings, {best.workers_mb / 1e3:.1f} for workers, "
+            f"each rank: {best.ring_mb / 1e3:.1f} GB of host memory of rings, {best.workers_mb / 1e3:.1f} of workers, "
             "besides the trainers' own"
         )
         if best.slots != PipelineConfig.slots:
