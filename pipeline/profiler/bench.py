@@ -31,7 +31,7 @@ from .report import SlowSample
 from .unread import Unread
 
 # Of the seconds, how much goes into each run.
-_SUPPLY, _AT_DEMAND, _IN_MEMORY, _REPLAY, _OTHER = 0.25, 0.2, 0.1, 0.05, 0.1
+_SUPPLY, _AT_DEMAND, _REPLAY, _OTHER = 0.25, 0.2, 0.05, 0.1
 _TURNS = 3  # that two ways to have the same pictures take, so that both meet the same machine
 _SLOWEST = 10  # pictures that are named
 _FILES = 2000  # of single ones, that are looked at
@@ -58,17 +58,21 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Other:
-    """Another way to have the same pictures, in turns with the way as it is."""
+    """Another way to have the same pictures, in turns with the way as it is: so both have met the same machine."""
 
-    images_per_s: float
-    faster: float  # how many times the rate
-    cheaper: float  # how many times fewer CPU us a picture
+    ratios: tuple[float, ...]  # of each turn, how many times as fast
+    cheaper: float  # how many times fewer CPU us a picture, median
     bytes: float  # of a picture on the disk, mean
+
+    @property
+    def faster(self) -> float:
+        """How many times as fast: the median turn's."""
+        return statistics.median(self.ratios)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Host:
-    """What the host side gives."""
+class Usual:
+    """The loader as it is, on the pictures as they are."""
 
     backend: str
     workers: int
@@ -76,18 +80,25 @@ class Host:
     samples: int
     files: tuple[Path, ...]  # that the pictures are in; of single files some
     cached: float | None  # of their bytes, what was in the page cache before
-    as_is: Run  # S4, as fast as it goes
+    run: Run  # S4, as fast as it goes
     at_demand: Taking  # and what the devices would see of it
-    ledger: Ledger
-    recording: float  # what noting the stages cost, of the CPU time of a picture
+    recorded: dict[int, npt.NDArray[np.void]]  # by process number, each worker's events of the run at the demand
+    recording: float  # what noting them cost, of the CPU time of a picture
+    ledger: Ledger  # of these events
+    names: dict[int, str]  # of the samples in them
     slowest: tuple[SlowSample, ...]
     costs: tuple[tuple[int, float], ...]  # (bytes, CPU us) of some pictures
-    in_memory: Run  # S3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Host:
+    """What the host side gives."""
+
+    usual: Usual
+    in_memory: Other  # S3
     replayed: Run  # S2
     other: dict[str, Other]  # at S3: "crop", "recode", "pillow", "dali"
     by_workers: dict[int, Other]  # at S3, with other numbers of workers
-    recorded: dict[int, npt.NDArray[np.void]]  # by process number, each worker's events of the run at the demand
-    names: dict[int, str]  # of the samples in them
 
 
 class Bench:
@@ -103,62 +114,65 @@ class Bench:
 
     def measure(self) -> Host:
         """All of it. Raises ConfigError and DataError."""
-        config = dataclasses.replace(self.config, workers=self._workers)
         self._say("the loader as it is")
-        with Loader(config, record=True) as loader:
-            source, backend = loader.source, loader.backend
-            files = files_of(source)
-            cached = cached_fraction(files)
-            as_is = take(loader, self._seconds * _SUPPLY)
-            self._say("the loader at the devices' demand")
-            loader.recordings.record(True)
-            at_demand = take(loader, self._seconds * _AT_DEMAND, demand=self.demand)
-            loader.recordings.record(False)
-            recorded = {pid: loader.recordings.read(worker) for worker, pid in enumerate(loader.decode_pids)}
-            ledger = write_ledger(list(recorded.values()))
-            names = {number: source.name(number) for number in np.unique(ledger.samples).tolist()}
-            slowest, costs = slowest_samples(source, ledger), costs_by_size(source, ledger)
-            self._say(f"copying {min(PICTURES, len(source)):,} pictures")
-            nearby = Nearby(source)
-            crop_addressed, samples = source.crop_addressed, len(source)
-        with nearby, contextlib.ExitStack() as stack:
-            size = float(nearby.bytes.mean())
+        with contextlib.ExitStack() as stack:
+            config = dataclasses.replace(self.config, workers=self._workers)
+            loader = stack.enter_context(Loader(config, record=True))
+            nearby, usual = self._usual(loader, stack)
+            size = usual.run.bytes
             replay = stack.enter_context(self._open("batches that nobody decodes", Unread(len(nearby)), replay=True))
             replayed = _run(take(replay, self._seconds * _REPLAY), 0.0)
             near = stack.enter_context(self._open("pictures in memory", nearby.as_they_are()))
+            in_memory = self._in_turns(near, loader, size)
+            by_workers = {}
+            for count in sorted({1, available_cores() // 2, available_cores()} - {0, self._workers}):
+                what = f"{count} worker{'s'[: count > 1]}"
+                by_workers[count] = self._against(near, what, nearby.as_they_are(), size, workers=count)
             return Host(
-                backend=backend,
-                workers=self._workers,
-                crop_addressed=crop_addressed,
-                samples=samples,
-                files=files,
-                cached=cached,
-                recorded=recorded,
-                names=names,
-                as_is=_run(as_is, size),
-                at_demand=at_demand,
-                ledger=ledger,
-                recording=lap_us()
-                * sum(map(len, recorded.values()))
-                / len(ledger.samples)
-                / float(ledger.cpu_us.mean()),
-                slowest=slowest,
-                costs=costs,
+                usual=usual,
+                in_memory=in_memory,
                 replayed=replayed,
-                in_memory=_run(take(near, self._seconds * _IN_MEMORY), size),
-                other=dict(self._other(near, nearby, backend, crop_addressed)),
-                by_workers={
-                    count: self._against(near, f"{count} workers", nearby.as_they_are(), size, workers=count)
-                    for count in sorted({1, available_cores() // 2, available_cores()} - {0, self._workers})
-                },
+                other=dict(self._other(near, nearby, usual)),
+                by_workers=by_workers,
             )
 
-    def _other(self, near: Loader, nearby: Nearby, backend: str, crop_addressed: bool) -> Iterator[tuple[str, Other]]:
+    def _usual(self, loader: Loader, stack: contextlib.ExitStack) -> tuple[Nearby, Usual]:
+        source = loader.source
+        files = files_of(source)
+        cached = cached_fraction(files)
+        as_is = take(loader, self._seconds * _SUPPLY)
+        self._say("the loader at the devices' demand")
+        loader.recordings.record(True)
+        at_demand = take(loader, self._seconds * _AT_DEMAND, demand=self.demand)
+        loader.recordings.record(False)
+        recorded = {pid: loader.recordings.read(worker) for worker, pid in enumerate(loader.decode_pids)}
+        ledger = write_ledger(list(recorded.values()))
+        events = sum(map(len, recorded.values())) / len(ledger.samples)  # of a picture
+        self._say(f"copying {min(PICTURES, len(source)):,} pictures")
+        nearby = stack.enter_context(Nearby(source))
+        return nearby, Usual(
+            backend=loader.backend,
+            workers=loader.workers,
+            crop_addressed=source.crop_addressed,
+            samples=len(source),
+            files=files,
+            cached=cached,
+            run=_run(as_is, float(nearby.bytes.mean())),
+            at_demand=at_demand,
+            recorded=recorded,
+            recording=lap_us() * events / float(ledger.cpu_us.mean()),
+            ledger=ledger,
+            names={number: source.name(number) for number in np.unique(ledger.samples).tolist()},
+            slowest=slowest_samples(source, ledger),
+            costs=costs_by_size(source, ledger),
+        )
+
+    def _other(self, near: Loader, nearby: Nearby, usual: Usual) -> Iterator[tuple[str, Other]]:
         for name in BACKENDS:
-            if name != backend and is_installed(name):
-                size = float(nearby.bytes.mean())
-                yield name, self._against(near, f"decoding with {name}", nearby.as_they_are(), size, backend=name)
-        for jpeg, done in {"crop": crop_addressed, "recode": self._is_recoded()}.items():
+            if name != usual.backend and is_installed(name):
+                copies, size = nearby.as_they_are(), usual.run.bytes
+                yield name, self._against(near, f"decoding with {name}", copies, size, backend=name)
+        for jpeg, done in {"crop": usual.crop_addressed, "recode": self._is_recoded()}.items():
             if not done:
                 self._say(f"making shards of them, --jpeg {jpeg}")
                 shards = nearby.made_anew(jpeg, available_cores())
@@ -176,13 +190,15 @@ class Bench:
         return Loader(config, source=source, replay=replay)
 
     def _against(self, near: Loader, what: str, source: Source, size: float, **changes: Any) -> Other:
-        """Another way and the way as it is, in turns."""
-        seconds = self._seconds * _OTHER / _TURNS / 2
+        """Another way to have pictures that lie in memory."""
         with self._open(what, source, **changes) as loader:
-            turns = [[_run(take(each, seconds, windows=1), size) for each in (loader, near)] for _ in range(_TURNS)]
+            return self._in_turns(loader, near, size)
+
+    def _in_turns(self, loader: Loader, usual: Loader, size: float) -> Other:
+        seconds = self._seconds * _OTHER / _TURNS / 2
+        turns = [[_run(take(each, seconds, windows=1), size) for each in (loader, usual)] for _ in range(_TURNS)]
         return Other(
-            images_per_s=statistics.median(other.images_per_s for other, _ in turns),
-            faster=statistics.median(other.images_per_s / usual.images_per_s for other, usual in turns),
+            ratios=tuple(other.images_per_s / usual.images_per_s for other, usual in turns),
             cheaper=statistics.median(usual.cpu_us / other.cpu_us for other, usual in turns),
             bytes=size,
         )

@@ -52,7 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--shards", metavar="DST", help="a folder of shards")
     add("--data", metavar="SRC", help="an ImageNet folder")
     add("--demand", metavar="IMG_PER_S", type=float,
-        help="what one device trains (default: 474.6, an Ascend NPU on InceptionV4; with --device: measured)")  # fmt: skip
+        help="what one device trains (default: 474.6, an Ascend NPU; with --device: measured)")  # fmt: skip
     add("--devices", metavar="N", type=int, default=1, help="devices that this host feeds (default: 1)")
     add("--device", metavar="D", help="measure a real one too: auto, npu, cuda, cpu. Flags of train.py may follow "
         "behind --, such as -- --amp --blocks 1,1,1")  # fmt: skip
@@ -84,7 +84,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(argv: Sequence[str] | None = None, trainer: Trainer | None = None) -> int:
-    """Measure, show, and write the files. ``trainer`` measures a real device: tools/profile_loader.py has train.py's."""
+    """Measure, show, and write the files. ``trainer`` measures a real device: the tool in the checkout has one."""
     start = time.monotonic()
     args = parse(argv)
     if args.device and not trainer:
@@ -142,7 +142,11 @@ def profile_host(
     host = Bench(config, demand=demand_per_device * devices, seconds=seconds, say=say).measure()
     say("the disk")
     disk_mb_per_s, disk = _disk(host, seconds)
-    cached = "unknown" if host.cached is None else f"held {100 * host.cached:.0f} % of the files at the beginning"
+    cached = (
+        "unknown"
+        if host.usual.cached is None
+        else f"held {100 * host.usual.cached:.0f} % of the files at the beginning"
+    )
     report, candidates = write_report(
         config,
         host,
@@ -153,21 +157,21 @@ def profile_host(
         place=Place(
             flag="--shards" if config.shards is not None else "--data",
             path=str(config.shards if config.shards is not None else config.data),
-            dataset_bytes=host.samples * host.as_is.bytes,
+            dataset_bytes=host.usual.samples * host.usual.run.bytes,
             memory_bytes=machine.memory_for_us,
         ),
         disk_mb_per_s=disk_mb_per_s,
         conditions=(("page cache", cached), ("disk", disk)),
     )
     if verify:
-        report = dataclasses.replace(report, verified=try_out(config, candidates, seconds / 4, say))
+        report = dataclasses.replace(report, verified=try_out(config, candidates, report.supply, seconds / 4, say))
     return report, host
 
 
 def _disk(host: Host, seconds: float) -> tuple[float | None, str]:
     """What the disk gives without the page cache, where that can be known, and how it was measured."""
     try:
-        speed = read_speed(host.files, seconds=min(2.0, seconds / 10), threads=host.workers)
+        speed = read_speed(host.usual.files, seconds=min(2.0, seconds / 10), threads=host.usual.workers)
     except DataError as error:  # of a few small files nothing can be said
         return None, str(error)
     return speed.mb_per_s if speed.cold else None, f"{speed.mb_per_s:,.0f} MB/s: {speed.how}"
@@ -182,8 +186,8 @@ def plan_of(report: Report, host: Host, config: PipelineConfig, cores: float | N
         "crop": ("crop-addressed, the same pixels", f"python tools/make_shards.py {source} DST"),
         "recode": ("re-encoded smaller", f"python tools/make_shards.py {source} DST --jpeg recode"),
     }
-    us, sample = host.as_is.cpu_us, host.ledger.cpu_us
-    costs = {"as they are": Cost(mean_us=us, sample_us=sample, place=as_is, bytes_per_image=host.as_is.bytes)}
+    us, sample = host.usual.run.cpu_us, host.usual.ledger.cpu_us
+    costs = {"as they are": Cost(mean_us=us, sample_us=sample, place=as_is, bytes_per_image=host.usual.run.bytes)}
     for name, (title, make) in made.items():
         if other := host.other.get(name):
             cheaper = us / other.cheaper
@@ -191,7 +195,7 @@ def plan_of(report: Report, host: Host, config: PipelineConfig, cores: float | N
     return make_plan(
         costs,
         machine=read_machine(),
-        measured_with=host.workers,
+        measured_with=host.usual.workers,
         devices=report.devices,
         demand_per_device=report.demand_per_device,
         cores=cores,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import statistics
 import time
 
 import numpy as np
@@ -39,7 +40,7 @@ def write_report(
     """All that is known, in order; and the remedies once more, as they can be tried."""
     demand = demand_per_device * devices
     # One device stands for all: each has its own loader, on its part of the host.
-    stall = host.at_demand.stall
+    stall = host.usual.at_demand.stall
     if device and devices == 1:
         stall = device.stall
     evidence = Evidence(
@@ -47,15 +48,15 @@ def write_report(
         stall=stall,
         transfer=device.transferred.images_per_s * devices if device else None,
         replayed=host.replayed.images_per_s,
-        in_memory=host.in_memory.images_per_s,
-        supply=host.as_is.images_per_s,
-        supply_low=host.as_is.taking.low,
-        supply_high=host.as_is.taking.high,
-        workers=host.workers,
+        in_memory=host.usual.run.images_per_s * host.in_memory.faster,
+        supply=host.usual.run.images_per_s,
+        supply_low=host.usual.run.taking.low,
+        supply_high=host.usual.run.taking.high,
+        workers=host.usual.workers,
         cores=machine.capacity,
-        ours=host.as_is.taking.use.ours_cores,
-        others=host.as_is.taking.use.others_cores,
-        slowest_share=host.ledger.slowest_share,
+        ours=host.usual.run.taking.use.ours_cores,
+        others=host.usual.run.taking.use.others_cores,
+        slowest_share=host.usual.ledger.slowest_share,
     )
     judgement = judge(evidence)
     candidates = remedies(host, evidence, judgement.cause, place)
@@ -79,11 +80,11 @@ def write_report(
         stages=_stages(host),
         needs=_needs(host, device, demand, machine, place, disk_mb_per_s, config.image_size),
         slots=config.slots,
-        occupancy=host.at_demand.occupancy,
-        waits_ms=host.at_demand.waits_ms,
-        slow_samples=host.slowest,
-        costs=host.costs,
-        workers=host.workers,
+        occupancy=host.usual.at_demand.occupancy,
+        waits_ms=host.usual.at_demand.waits_ms,
+        slow_samples=host.usual.slowest,
+        costs=host.usual.costs,
+        workers=host.usual.workers,
         curve=curve,
         knee=knee,
         remedies=found,
@@ -104,8 +105,8 @@ def _rates(host: Host, device: OnDevice | None, devices: int, demand: float) -> 
         synthetic,
         copied,
         _rate("S2", "batches moved about that nobody decodes", host.replayed, ""),
-        _rate("S3", "pictures prepared that lie in memory", host.in_memory, "copies of some pictures"),
-        _rate("S4", "as it is", host.as_is, ""),
+        _in_memory(host),
+        _rate("S4", "as it is", host.usual.run, ""),
     )
 
 
@@ -119,6 +120,20 @@ def _rate(name: str, label: str, run: Run, note: str) -> Rate:
         high=taking.high,
         repeats=len(taking.rates),
         note=note,
+    )
+
+
+def _in_memory(host: Host) -> Rate:
+    """Measured in turns with S4: brought to the rate that this has."""
+    rates = [host.usual.run.images_per_s * ratio for ratio in host.in_memory.ratios]
+    return Rate(
+        name="S3",
+        label="pictures prepared that lie in memory",
+        images_per_s=statistics.median(rates),
+        low=min(rates),
+        high=max(rates),
+        repeats=len(rates),
+        note="copies of some pictures",
     )
 
 
@@ -140,9 +155,9 @@ def _unmeasured(name: str, label: str, why: str) -> Rate:
 
 def _stages(host: Host) -> tuple[Stage, ...]:
     """Those of the workers, and what the process costs that takes the batches."""
-    loader = host.as_is.loader_us
-    total = float(host.ledger.cpu_us.mean()) + loader
-    workers = [dataclasses.replace(stage, share=stage.cpu_us_per_image / total) for stage in host.ledger.stages]
+    loader = host.usual.run.loader_us
+    total = float(host.usual.ledger.cpu_us.mean()) + loader
+    workers = [dataclasses.replace(stage, share=stage.cpu_us_per_image / total) for stage in host.usual.ledger.stages]
     mine = Stage(
         name="loader",
         process="loader",
@@ -164,14 +179,14 @@ def _needs(
     disk_mb_per_s: float | None,
     image_size: int,
 ) -> tuple[Need, ...]:
-    picture, size = image_size * image_size * _IMAGE_BYTES, host.as_is.bytes
+    picture, size = image_size * image_size * _IMAGE_BYTES, host.usual.run.bytes
     return (
         Need(
             name="cores",
             unit="cores",
-            needed=demand * host.as_is.cpu_us / 1e6,
+            needed=demand * host.usual.run.cpu_us / 1e6,
             here=machine.capacity,
-            how=f"{demand:,.0f} images/s x {host.as_is.cpu_us:,.0f} CPU us",
+            how=f"{demand:,.0f} images/s x {host.usual.run.cpu_us:,.0f} CPU us",
         ),
         Need(
             name="disk",
@@ -185,7 +200,7 @@ def _needs(
             unit="GB",
             needed=place.dataset_bytes / 1e9,
             here=None if machine.memory_for_us is None else machine.memory_for_us / 1e9,
-            how=f"{host.samples:,} pictures x {size / 1e3:,.0f} kB, to be read from the disk only once",
+            how=f"{host.usual.samples:,} pictures x {size / 1e3:,.0f} kB, to be read from the disk only once",
         ),
         Need(
             name="transfer",
@@ -201,23 +216,23 @@ def _curve(host: Host, evidence: Evidence, config: PipelineConfig) -> tuple[tupl
     """Throughput against workers: measured where it was, else forecast from the pictures' costs and brought to what
     was measured; and the fewest workers that give nearly all of it.
     """
-    measured = {host.workers: evidence.supply}
+    measured = {host.usual.workers: evidence.supply}
     measured |= {count: evidence.supply * other.faster for count, other in host.by_workers.items()}
 
     def simulated(workers: int) -> float:
         return forecast(
-            host.ledger.cpu_us,
+            host.usual.ledger.cpu_us,
             workers=workers,
             cores=max(0.1, evidence.cores - evidence.others),
             slots=config.slots,
             batch_size=config.batch_size,
             demand=None,
-            loader_us_per_image=host.as_is.loader_us,
+            loader_us_per_image=host.usual.run.loader_us,
             images=5_000,
         ).images_per_s
 
-    as_measured = evidence.supply / simulated(host.workers)
-    most = max(host.workers, round(1.5 * evidence.cores), 4)
+    as_measured = evidence.supply / simulated(host.usual.workers)
+    most = max(host.usual.workers, round(1.5 * evidence.cores), 4)
     counts = set(np.geomspace(1, most, 12).round().astype(int).tolist()) | set(measured)
     points = tuple(
         Point(
@@ -250,12 +265,15 @@ def _sentence(judgement: Judgement, evidence: Evidence, host: Host, devices: int
 def _causes(evidence: Evidence, host: Host) -> dict[Cause, tuple[str, str]]:
     """What it is called, and the figure behind it."""
     cores = f"{evidence.cores:g} core{'s'[: evidence.cores != 1]}"
-    disk = evidence.supply * host.as_is.bytes / 1e6
+    disk, each_ms = evidence.supply * host.usual.run.bytes / 1e6, host.usual.run.cpu_us / 1e3
     return {
         "transfer": ("copy to the device", "a batch takes longer to the device than to be trained"),
         "hand-over": ("hand-over", "the process that takes the batches is busy with moving them"),
-        "decode": ("CPU decode", f"all of its {cores} are at work on pictures, {host.as_is.cpu_us / 1e3:.2f} ms each"),
-        "workers": ("too few workers", f"{host.workers} decode, and it has {cores}"),
+        "decode": (
+            "CPU decode",
+            f"all of its {cores} are at work on pictures, {each_ms:.2f} ms each",
+        ),
+        "workers": ("too few workers", f"{host.usual.workers} decode, and it has {cores}"),
         "neighbour": ("other programs", f"these use {evidence.others:.1f} of its {cores}"),
         "stragglers": (
             "a few slow pictures",
@@ -270,17 +288,26 @@ def _causes(evidence: Evidence, host: Host) -> dict[Cause, tuple[str, str]]:
 
 
 def _conditions(config: PipelineConfig, host: Host, machine: Machine) -> tuple[tuple[str, str], ...]:
-    others = host.as_is.taking.use.others_cores
+    usual, taking = host.usual, host.usual.run.taking
+    loader = (
+        f"{usual.backend}, {usual.workers} workers, batches of {config.batch_size} at {config.image_size} px, "
+        f"{config.slots} in the ring, split {config.split}, seed {config.seed}"
+    )
+    counted = (
+        f"{taking.images:,} counted in {taking.seconds:.1f} s, of {usual.samples:,}; the first ring of batches and "
+        "0.3 s are left out"
+    )
+    versions = f"headrace {__version__}, Python {platform.python_version()}, torch {torch.__version__}"
     return (
         ("when", time.strftime("%Y-%m-%d %H:%M")),
         ("host", str(machine)),
-        ("loader", f"{host.backend}, {host.workers} workers, batches of {config.batch_size} at {config.image_size} px, "
-                   f"{config.slots} in the ring, split {config.split}, seed {config.seed}"),
-        ("pictures", f"{host.as_is.taking.images:,} counted in {host.as_is.taking.seconds:.1f} s, of {host.samples:,}; "
-                     "the first ring of batches and 0.3 s are left out"),
+        ("loader", loader),
+        ("pictures", counted),
         ("rates", f"medians of {WINDOWS} windows; other ways in turns with the way as it is"),
-        ("other programs", f"{others:.2f} cores"),
-        ("profiler", f"noting the stages took {100 * host.recording:.1f} % of the CPU time, in the run at the demand only"),
-        ("versions", f"headrace {__version__}, Python {platform.python_version()}, torch {torch.__version__}, "
-                     f"numpy {np.__version__}"),
-    )  # fmt: skip
+        ("other programs", f"{taking.use.others_cores:.2f} cores"),
+        (
+            "profiler",
+            f"noting stages took {100 * usual.recording:.1f} % of the CPU time, in the run at the demand only",
+        ),
+        ("versions", f"{versions}, numpy {np.__version__}"),
+    )

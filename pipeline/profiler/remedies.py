@@ -12,6 +12,7 @@ from .report import Cause, Remedy
 from .verdict import Evidence
 
 _WORTH = 1.03  # a smaller gain is not listed
+_NOISE = 0.1  # by so much two runs can differ
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,8 @@ def remedies(host: Host, evidence: Evidence, cause: Cause, place: Place) -> tupl
     """The best first; last what takes another host. Each prediction stands on a measurement of these pictures."""
     found = [
         *_workers(host, evidence, place),
-        *_others(host, evidence, cause, place),
-        *_disk(host, evidence, cause, place),
+        *_others(host, evidence, place),
+        *_disk(evidence, cause, place),
         *_neighbour(evidence, cause),
         *_stragglers(host, evidence, cause, place),
     ]
@@ -58,11 +59,11 @@ def remedies(host: Host, evidence: Evidence, cause: Cause, place: Place) -> tupl
 
 def predict(host: Host, *, cheaper: float, size: float = 1.0) -> float:
     """Images/s where a picture takes so many times fewer CPU us, and ``size`` times the bytes."""
-    at_disk = max(0.0, 1 / host.as_is.images_per_s - 1 / host.in_memory.images_per_s)
-    if at_disk < 0.1 / host.as_is.images_per_s:  # within what two runs differ by
+    supply = host.usual.run.images_per_s
+    at_disk = 1 - 1 / host.in_memory.faster  # of the time of a picture
+    if at_disk < _NOISE:
         at_disk = 0.0
-    prepared = 1 / host.as_is.images_per_s - at_disk
-    return min(1 / (prepared / cheaper + at_disk * size), host.replayed.images_per_s)
+    return min(supply / ((1 - at_disk) / cheaper + at_disk * size), host.replayed.images_per_s)
 
 
 def _candidate(
@@ -87,13 +88,13 @@ def _candidate(
 
 def _workers(host: Host, evidence: Evidence, place: Place) -> list[Candidate]:
     count = max(host.by_workers, default=0)
-    if count <= host.workers:
+    if count <= host.usual.workers:
         return []
     other = host.by_workers[count]
     return [
         _candidate(
             evidence,
-            f"decode with {count} workers instead of {host.workers}, one for each core",
+            f"decode with {count} workers instead of {host.usual.workers}, one for each core",
             f"{place.train} --workers {count}",
             evidence.supply * other.faster,
             f"{other.faster:.2f} times as fast with pictures in memory, in turns",
@@ -102,10 +103,13 @@ def _workers(host: Host, evidence: Evidence, place: Place) -> list[Candidate]:
     ]
 
 
-def _others(host: Host, evidence: Evidence, cause: Cause, place: Place) -> list[Candidate]:
+def _others(host: Host, evidence: Evidence, place: Place) -> list[Candidate]:
     made = {
-        "crop": ("make crop-addressed shards: the same pixels, of which only the crop is decoded", ""),
-        "recode": ("re-encode the pictures smaller (long side 400, quality 90): other pixels", " --jpeg recode"),
+        "crop": ("make crop-addressed shards, of which only the crop is decoded: the same pixels", ""),
+        "recode": (
+            "re-encode the pictures smaller (long side 400, quality 90), which changes pixels",
+            " --jpeg recode",
+        ),
     }
     found = []
     for name, other in host.other.items():
@@ -113,14 +117,14 @@ def _others(host: Host, evidence: Evidence, cause: Cause, place: Place) -> list[
             action, flags = made[name]
             command = f"python tools/make_shards.py {place.source} DST{flags} && python train.py --shards DST"
         else:
-            action, command = f"decode with {name} instead of {host.backend}", f"{place.train} --backend {name}"
-        rate = predict(host, cheaper=other.cheaper, size=other.bytes / host.as_is.bytes)
+            action, command = f"decode with {name} instead of {host.usual.backend}", f"{place.train} --backend {name}"
+        rate = predict(host, cheaper=other.cheaper, size=other.bytes / host.usual.run.bytes)
         basis = f"a picture takes {1 / other.cheaper:.2f} times the CPU time, measured in turns on some of yours"
         found.append(_candidate(evidence, action, command, rate, basis, other=name))
     return found
 
 
-def _disk(host: Host, evidence: Evidence, cause: Cause, place: Place) -> list[Candidate]:
+def _disk(evidence: Evidence, cause: Cause, place: Place) -> list[Candidate]:
     if cause != "disk":
         return []
     basis = "the rate with pictures in memory"
@@ -130,7 +134,7 @@ def _disk(host: Host, evidence: Evidence, cause: Cause, place: Place) -> list[Ca
     else:
         what = "copy the pictures to a faster disk of this host"
         command = f"cp -r {shlex.quote(place.path)} DISK && python train.py {place.flag} DISK"
-    return [_candidate(evidence, what, command, host.in_memory.images_per_s, basis)]
+    return [_candidate(evidence, what, command, evidence.in_memory, basis)]
 
 
 def _neighbour(evidence: Evidence, cause: Cause) -> list[Candidate]:
@@ -151,7 +155,7 @@ def _neighbour(evidence: Evidence, cause: Cause) -> list[Candidate]:
 def _stragglers(host: Host, evidence: Evidence, cause: Cause, place: Place) -> list[Candidate]:
     if cause != "stragglers":
         return []
-    costs = host.ledger.cpu_us
+    costs = host.usual.ledger.cpu_us
     usual = np.where(costs > np.quantile(costs, 0.99), np.median(costs), costs)
     return [
         _candidate(
@@ -167,13 +171,13 @@ def _stragglers(host: Host, evidence: Evidence, cause: Cause, place: Place) -> l
 def _cores(host: Host, evidence: Evidence, cause: Cause) -> list[Candidate]:
     if cause not in ("decode", "neighbour") or evidence.supply >= evidence.demand:
         return []
-    needed = evidence.demand * host.as_is.cpu_us / 1e6
+    needed = evidence.demand * host.usual.run.cpu_us / 1e6
     return [
         _candidate(
             evidence,
             f"a host with {np.ceil(needed):.0f} cores like these for the pictures as they are",
             f"python tools/profile_loader.py ... --plan --cores {np.ceil(needed):.0f}",
             evidence.demand,
-            f"{evidence.demand:,.0f} images/s x {host.as_is.cpu_us:,.0f} CPU us",
+            f"{evidence.demand:,.0f} images/s x {host.usual.run.cpu_us:,.0f} CPU us",
         )
     ]
