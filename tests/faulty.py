@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.folder import Folder
+from pipeline.shards import Shards
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,17 @@ class Stalling(FaultyFolder):
 
     def wait_for_the_storage(self) -> None:
         time.sleep(600)
+
+
+@dataclasses.dataclass(kw_only=True)
+class SlowShards(Shards):
+    """Shards on a disk that gives each worker so many bytes a second, and of which nothing stays in memory."""
+
+    bytes_per_s: float
+
+    def read_into(self, data: bytearray, shard: int, offset: int) -> None:
+        super().read_into(data, shard, offset)
+        time.sleep(len(data) / self.bytes_per_s)
 
 
 def faulty(kind: type[FaultyFolder], folder: Folder, **fields: Any) -> FaultyFolder:

@@ -105,10 +105,20 @@ class Bench:
     """A loader's configuration under measurement: ``seconds`` in all, and one or two for the start of each run."""
 
     def __init__(
-        self, config: PipelineConfig, *, demand: float, seconds: float, say: Callable[[str], None] = lambda _: None
+        self,
+        config: PipelineConfig,
+        *,
+        demand: float,
+        seconds: float,
+        say: Callable[[str], None] = lambda _: None,
+        source: Source | None = None,
+        alternatives: bool = True,
     ):
-        """``demand``: images/s that all devices take. ``say`` is told what is measured next."""
-        self.config, self.demand = config, demand
+        """``demand``: images/s that all devices take. ``say`` is told what is measured next.
+
+        ``source``: another than the config names. Without ``alternatives`` there will be a verdict, and no remedies.
+        """
+        self.config, self.demand, self.source, self.alternatives = config, demand, source, alternatives
         self._seconds, self._say = seconds, say
         self._workers = available_cores() if config.workers == "auto" else int(config.workers)
 
@@ -117,24 +127,15 @@ class Bench:
         self._say("the loader as it is")
         with contextlib.ExitStack() as stack:
             config = dataclasses.replace(self.config, workers=self._workers)
-            loader = stack.enter_context(Loader(config, record=True))
+            loader = stack.enter_context(Loader(config, source=self.source, record=True))
             nearby, usual = self._usual(loader, stack)
-            size = usual.run.bytes
             replay = stack.enter_context(self._open("batches that nobody decodes", Unread(len(nearby)), replay=True))
             replayed = _run(take(replay, self._seconds * _REPLAY), 0.0)
             near = stack.enter_context(self._open("pictures in memory", nearby.as_they_are()))
-            in_memory = self._in_turns(near, loader, size)
-            by_workers = {}
-            for count in sorted({1, available_cores() // 2, available_cores()} - {0, self._workers}):
-                what = f"{count} worker{'s'[: count > 1]}"
-                by_workers[count] = self._against(near, what, nearby.as_they_are(), size, workers=count)
-            return Host(
-                usual=usual,
-                in_memory=in_memory,
-                replayed=replayed,
-                other=dict(self._other(near, nearby, usual)),
-                by_workers=by_workers,
-            )
+            in_memory = self._in_turns(near, loader, usual.run.bytes)
+            other = dict(self._other(near, nearby, usual)) if self.alternatives else {}
+            by_workers = dict(self._by_workers(near, nearby, usual)) if self.alternatives else {}
+            return Host(usual=usual, in_memory=in_memory, replayed=replayed, other=other, by_workers=by_workers)
 
     def _usual(self, loader: Loader, stack: contextlib.ExitStack) -> tuple[Nearby, Usual]:
         source = loader.source
@@ -166,6 +167,11 @@ class Bench:
             slowest=slowest_samples(source, ledger),
             costs=costs_by_size(source, ledger),
         )
+
+    def _by_workers(self, near: Loader, nearby: Nearby, usual: Usual) -> Iterator[tuple[int, Other]]:
+        for count in sorted({1, available_cores() // 2, available_cores()} - {0, self._workers}):
+            what = f"{count} worker{'s'[: count > 1]}"
+            yield count, self._against(near, what, nearby.as_they_are(), usual.run.bytes, workers=count)
 
     def _other(self, near: Loader, nearby: Nearby, usual: Usual) -> Iterator[tuple[str, Other]]:
         for name in BACKENDS:

@@ -1,67 +1,99 @@
-"""placeholder until the branch is merged"""
+"""Who used the cores: this process and all that it has started, and everybody else."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..host import cores
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Use:
-    """What was used between two readings."""
-
-    seconds: float
-    by_process: dict[int, float]
-    busy_s: float
-
-    @property
-    def ours_cores(self) -> float:
-        return sum(self.by_process.values()) / self.seconds
-
-    @property
-    def others_cores(self) -> float:
-        return max(0.0, self.busy_s / self.seconds - self.ours_cores)
-
-
-class CpuClock:
-    def read(self) -> Reading:
-        me = os.getpid()
-        pids = {me}
-        for task in Path(f"/proc/{me}/task").iterdir():
-            pids |= {int(pid) for pid in (task / "children").read_text().split()}
-        by = {}
-        for pid in pids:
-            try:
-                by[pid] = (
-                    sum(
-                        int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()
-                    )
-                    / 1e9
-                )
-            except OSError:
-                pass
-        busy = 0.0
-        for line in Path("/proc/stat").read_text().splitlines():
-            name, *fields = line.split()
-            if name.startswith("cpu") and name != "cpu" and int(name[3:]) in cores():
-                values = [int(v) for v in fields]
-                busy += (sum(values[:3]) + sum(values[5:8])) / os.sysconf("SC_CLK_TCK")
-        return Reading(wall_s=time.perf_counter(), by_process=by, busy_s=busy)
+_TICKS = os.sysconf("SC_CLK_TCK")
+_BUSY = (0, 1, 2, 5, 6)  # of a line of /proc/stat: user, nice, system, interrupts; guests are within user time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
+    """A moment."""
+
     wall_s: float
-    by_process: dict[int, float]
-    busy_s: float
+    by_process: dict[int, float]  # CPU seconds since its start, user and system, of all its threads
+    busy_s: float  # of the cores that this process may use, since the machine was started
+    stolen_s: float  # and what the hypervisor gave to other machines instead
 
     def __sub__(self, before: Reading) -> Use:
+        cpu_s = {pid: cpu_s - before.by_process.get(pid, 0.0) for pid, cpu_s in self.by_process.items()}
         return Use(
             seconds=self.wall_s - before.wall_s,
-            by_process={pid: cpu - before.by_process.get(pid, 0.0) for pid, cpu in self.by_process.items()},
+            by_process=cpu_s,
             busy_s=self.busy_s - before.busy_s,
+            stolen_s=self.stolen_s - before.stolen_s,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Use:
+    """What was used between two readings. A process that ended in between is counted with the others."""
+
+    seconds: float
+    by_process: dict[int, float]  # CPU seconds of this process and of each that it has started
+    busy_s: float
+    stolen_s: float
+
+    @property
+    def ours_cores(self) -> float:
+        """How many cores we kept busy, mean."""
+        return sum(self.by_process.values()) / self.seconds
+
+    @property
+    def others_cores(self) -> float:
+        """How many of our cores others did: other programs, and on a shared server other machines."""
+        return max(0.0, (self.busy_s + self.stolen_s) / self.seconds - self.ours_cores)
+
+
+class CpuClock:
+    """Reads /proc. In a container that shows the whole machine, which is right: its neighbours take our cores too."""
+
+    def read(self) -> Reading:
+        """Costs some 50 us a process."""
+        busy_s, stolen_s = _cores_s(cores())
+        by_process = {}
+        for pid in family(os.getpid()):
+            with contextlib.suppress(OSError):  # it has just ended
+                by_process[pid] = cpu_s(pid)
+        return Reading(wall_s=time.perf_counter(), by_process=by_process, busy_s=busy_s, stolen_s=stolen_s)
+
+
+def family(pid: int) -> Iterator[int]:
+    """A process and all below it that are alive."""
+    yield pid
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from family(int(child))
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process, all its threads: to the nanosecond where the kernel keeps count. Raises OSError."""
+    try:
+        return (
+            sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
+        )
+    except (FileNotFoundError, IndexError, ValueError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS  # utime and stime
+
+
+def _cores_s(ours: frozenset[int]) -> tuple[float, float]:
+    """Seconds that some cores were busy, and that the hypervisor took them, since the machine was started."""
+    busy = stolen = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in ours:
+            ticks = [int(field) for field in fields]
+            busy += sum(ticks[place] for place in _BUSY)
+            stolen += ticks[7]
+    return busy / _TICKS, stolen / _TICKS

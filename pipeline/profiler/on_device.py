@@ -43,11 +43,14 @@ class OnDevice:
     transferred: Speed  # S1: batches that the host has ready
     transfer_mb_per_s: float  # of them, with no step behind
     as_is: Speed  # with the loader
+    asynchronous: bool  # whether it works while the host waits
 
     @property
     def stall(self) -> float:
-        """Of the time, the device had nothing to do, or was slowed down by a busy host."""
-        return max(0.0, 1 - self.as_is.images_per_s / self.synthetic.images_per_s)
+        """Of the time, the device had nothing to do: where it works on while the host waits, what it lacks in speed."""
+        if self.asynchronous:
+            return max(0.0, 1 - self.as_is.images_per_s / self.synthetic.images_per_s)
+        return self.as_is.stall
 
 
 class Replayed:
@@ -115,6 +118,7 @@ def measure_on_device(
         transferred=transferred,
         transfer_mb_per_s=copied.images_per_s * config.image_size**2 * 3 / 1e6,
         as_is=as_is,
+        asynchronous=device.asynchronous,
     )
 
 

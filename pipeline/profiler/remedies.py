@@ -45,6 +45,10 @@ class Candidate:
 
 def remedies(host: Host, evidence: Evidence, cause: Cause, place: Place) -> tuple[Candidate, ...]:
     """The best first; last what takes another host. Each prediction stands on a measurement of these pictures."""
+    if cause == "step":
+        return ()
+    if cause == "transfer":
+        return _transfer(evidence, place)
     found = [
         *_workers(host, evidence, place),
         *_others(host, evidence, place),
@@ -166,6 +170,18 @@ def _stragglers(host: Host, evidence: Evidence, cause: Cause, place: Place) -> l
             "the cost of the pictures without them",
         )
     ]
+
+
+def _transfer(evidence: Evidence, place: Place) -> tuple[Candidate, ...]:
+    return (
+        _candidate(
+            evidence,
+            "let the driver pin the ring (train.py says where it refuses), and see which link the card has",
+            f"ulimit -l unlimited && {place.train}",
+            min(evidence.supply, evidence.demand),
+            "the copy hidden behind the step",
+        ),
+    )
 
 
 def _cores(host: Host, evidence: Evidence, cause: Cause) -> list[Candidate]:
