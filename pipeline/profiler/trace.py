@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..files import atomic_write, printable
+from ..files import atomic_write
 from ..recording import ALL, STAGES
+from .figures import plain
 
 _CHUNK = 4096  # events, and lines, that are Python objects at a time
 _PROCESS = '"pid":1'  # one for all: Perfetto folds each process away, and a click should open the whole run
@@ -160,4 +161,4 @@ def _us(ns: int) -> str:
 
 
 def _text(name: str) -> str:
-    return json.dumps(printable(name), ensure_ascii=False)  # Perfetto shows \u732b as it stands
+    return json.dumps(plain(name), ensure_ascii=False)  # Perfetto shows \u732b as it stands
