@@ -85,7 +85,8 @@ def one_core() -> Iterator[None]:
 @contextlib.contextmanager
 def neighbour() -> Iterator[None]:
     """Somebody else's program, as many processes as there are cores."""
-    code = "import os\nif pid := os.fork(): print(pid)\nelse:\n os.close(1)\n while True: pass"  # an orphan: no child of ours
+    # An orphan: no child of ours.
+    code = "import os\nif pid := os.fork(): print(pid)\nelse:\n os.close(1)\n while True: pass"
     pids = []
     for _ in os.sched_getaffinity(0):
         done = subprocess.run(

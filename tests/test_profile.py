@@ -92,7 +92,7 @@ def test_the_copies_nearby_are_the_pictures(shards: Path, folder: Path, kind: st
 
 def test_wrong_calls(shards: Path, run_here: Run, tmp_path: Path) -> None:
     wrong: list[tuple[tuple[Any, ...], str]] = [
-        ((), "--shards"),
+        ((), "give shards"),
         (("--shards", tmp_path / "none"), "none"),
         (("--shards", shards, "--demand", 0), "--demand must be above 0"),
         (("--shards", shards, "--device", "cpu", "--demand", 5), "leave out --demand"),

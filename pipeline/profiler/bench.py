@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..host import available_cores
 from ..jpeg import read_header
 from ..loader import Loader
 from ..manifest import read_manifest
-from ..recording import lap_us
+from ..recording import ALL, lap_us
 from ..shards import Shards
 from ..source import Source, holds_shards
 from .disk import cached_fraction
@@ -28,6 +28,7 @@ from .ledger import Ledger, write_ledger
 from .measure import Taking, take
 from .nearby import PICTURES, Nearby
 from .report import SlowSample
+from .trace import Picture
 from .unread import Unread
 
 # Of the seconds, how much goes into each run.
@@ -85,7 +86,7 @@ class Usual:
     recorded: dict[int, npt.NDArray[np.void]]  # by process number, each worker's events of the run at the demand
     recording: float  # what noting them cost, of the CPU time of a picture
     ledger: Ledger  # of these events
-    names: dict[int, str]  # of the samples in them
+    pictures: dict[int, Picture]  # the samples in them, by number
     slowest: tuple[SlowSample, ...]
     costs: tuple[tuple[int, float], ...]  # (bytes, CPU us) of some pictures
 
@@ -163,7 +164,7 @@ class Bench:
             recorded=recorded,
             recording=lap_us() * events / float(ledger.cpu_us.mean()),
             ledger=ledger,
-            names={number: source.name(number) for number in np.unique(ledger.samples).tolist()},
+            pictures=_pictures(source, [*recorded.values()]),
             slowest=slowest_samples(source, ledger),
             costs=costs_by_size(source, ledger),
         )
@@ -259,6 +260,14 @@ def files_of(source: Source) -> tuple[Path, ...]:
     assert isinstance(source, Folder)
     some = np.random.default_rng(0).permutation(len(source))[:_FILES]
     return tuple(Path(source.root, source.name(number)) for number in some.tolist())
+
+
+def _pictures(source: Source, recorded: Sequence[npt.NDArray[np.void]]) -> dict[int, Picture]:
+    """Names and bytes of all samples that were recorded."""
+    numbers = np.unique(np.concatenate([events["sample"] for events in recorded]))
+    numbers = numbers[numbers != ALL]
+    sizes = _sizes(source, numbers).tolist()
+    return {n: Picture(source.name(n), size) for n, size in zip(numbers.tolist(), sizes, strict=True)}
 
 
 def _sizes(source: Source, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

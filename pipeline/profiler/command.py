@@ -22,11 +22,13 @@ from .disk import read_speed
 from .findings import write_report
 from .machine import read_machine
 from .on_device import OnDevice
+from .page import write_page
 from .plan import Plan
 from .planner import Cost, make_plan
 from .remedies import Place
 from .report import Report
 from .text import write_text
+from .trace import Counter, Span, SpanTrack, WorkerTrack, write_trace
 from .trial import try_out
 
 NPU = 474.6  # images/s of one Ascend NPU on InceptionV4, as published
@@ -120,6 +122,11 @@ def run(argv: Sequence[str] | None = None, trainer: Trainer | None = None) -> in
     print(write_text(report))
     if plan:
         print(f"\n{plan}")
+    if args.html:
+        with atomic_write(args.html) as file:
+            file.write(write_page(report).encode())
+    if args.trace:
+        trace_of(host, args.trace)
     if args.json:
         with atomic_write(args.json) as file:
             content = report.as_json() | ({"plan": plan.as_json()} if plan else {})
@@ -175,6 +182,19 @@ def _disk(host: Host, seconds: float) -> tuple[float | None, str]:
     except DataError as error:  # of a few small files nothing can be said
         return None, str(error)
     return speed.mb_per_s if speed.cold else None, f"{speed.mb_per_s:,.0f} MB/s: {speed.how}"
+
+
+def trace_of(host: Host, path: Path) -> None:
+    """Write what the workers and the loader did in the run at the demand."""
+    usual = host.usual
+    arrivals = usual.at_demand.arrivals
+    waits = [Span("wait for batch", at.at_ns - at.wait_ns, at.at_ns) for at in arrivals if at.wait_ns]
+    workers = [
+        WorkerTrack(name=f"worker {number} (pid {pid})", events=events)
+        for number, (pid, events) in enumerate(usual.recorded.items())
+    ]
+    ready = Counter(name="batches ready", values=[(arrival.at_ns, arrival.ready) for arrival in arrivals])
+    write_trace(path, [SpanTrack(name="loader", spans=waits), *workers], [ready], usual.pictures.__getitem__)
 
 
 def plan_of(report: Report, host: Host, config: PipelineConfig, cores: float | None) -> Plan:

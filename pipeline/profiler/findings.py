@@ -61,6 +61,7 @@ def write_report(
     judgement = judge(evidence)
     candidates = remedies(host, evidence, judgement.cause, place)
     found = tuple(candidate.remedy for candidate in candidates)
+    arrivals = host.usual.at_demand.arrivals
     curve, knee = _curve(host, evidence, config)
     report = Report(
         verdict=judgement.verdict,
@@ -80,8 +81,8 @@ def write_report(
         stages=_stages(host),
         needs=_needs(host, device, demand, machine, place, disk_mb_per_s, config.image_size),
         slots=config.slots,
-        occupancy=host.usual.at_demand.occupancy,
-        waits_ms=host.usual.at_demand.waits_ms,
+        occupancy=tuple(((arrival.at_ns - arrivals[0].at_ns) / 1e9, arrival.ready) for arrival in arrivals),
+        waits_ms=tuple(arrival.wait_ns / 1e6 for arrival in arrivals),
         slow_samples=host.usual.slowest,
         costs=host.usual.costs,
         workers=host.usual.workers,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from typing import NamedTuple
 
 from ..loader import Loader
 from ..sim import Cards
@@ -12,6 +13,14 @@ from .cpu_clock import CpuClock, Use
 
 WINDOWS = 5  # a rate is the median of so many
 _WARM_UP_S = 0.3  # behind the first ring of batches: processors and caches settle
+
+
+class Arrival(NamedTuple):
+    """A batch, when it was taken."""
+
+    at_ns: int  # of time.perf_counter_ns
+    wait_ns: int  # how long it was waited for
+    ready: int  # batches behind it that were ready
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +32,7 @@ class Taking:
     seconds: float
     stall: float  # of the time, whoever takes the batches had nothing to do
     use: Use  # of the cores, from the first window's begin to the last one's end
-    occupancy: tuple[tuple[float, int], ...]  # (seconds, batches that were ready) at each batch
-    waits_ms: tuple[float, ...]  # of each batch
+    arrivals: tuple[Arrival, ...]
 
     @property
     def images_per_s(self) -> float:
@@ -49,13 +57,13 @@ def take(loader: Loader, seconds: float, *, demand: float | None = None, windows
     cards = Cards(demand or float("inf"), slots=0)
     clock = CpuClock()
     rates: list[float] = []
-    waits_ms: list[float] = []
-    occupancy: list[tuple[float, int]] = []
+    arrivals: list[Arrival] = []
     start = clock.read()
     begin = window = 0.0
     taken = images = images_before = 0
     while len(rates) < windows:
         for batch in loader:
+            arrival = Arrival(time.perf_counter_ns(), int(1e9 * batch.wait_s), batch.ready)
             cards.take(len(batch.labels))
             now = time.perf_counter()
             taken += 1
@@ -68,8 +76,7 @@ def take(loader: Loader, seconds: float, *, demand: float | None = None, windows
                     cards.forget()
                 continue
             images += len(batch.labels)
-            waits_ms.append(1e3 * batch.wait_s)
-            occupancy.append((now - begin, batch.ready))
+            arrivals.append(arrival)
             if now - window >= seconds / windows:
                 rates.append((images - images_before) / (now - window))
                 images_before, window = images, now
@@ -81,6 +88,5 @@ def take(loader: Loader, seconds: float, *, demand: float | None = None, windows
         seconds=window - begin,
         stall=cards.seen.stall,
         use=clock.read() - start,
-        occupancy=tuple(occupancy),
-        waits_ms=tuple(waits_ms),
+        arrivals=tuple(arrivals),
     )
