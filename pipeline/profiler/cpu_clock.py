@@ -21,14 +21,22 @@ class Reading:
 
     wall_s: float
     by_process: dict[int, float]  # CPU seconds since its start, user and system, of all its threads
+    ended_s: float  # of the processes that this one started and has seen end
     busy_s: float  # of the cores that this process may use, since the machine was started
     stolen_s: float  # and what the hypervisor gave to other machines instead
+
+    @property
+    def ours_s(self) -> float:
+        """CPU seconds of this process and of all that it has started, alive or not."""
+        return sum(self.by_process.values()) + self.ended_s
 
     def __sub__(self, before: Reading) -> Use:
         cpu_s = {pid: cpu_s - before.by_process.get(pid, 0.0) for pid, cpu_s in self.by_process.items()}
         return Use(
             seconds=self.wall_s - before.wall_s,
             by_process=cpu_s,
+            # What has ended meanwhile has gone from the one sum to the other, with all that it had used before.
+            ours_s=self.ours_s - before.ours_s,
             busy_s=self.busy_s - before.busy_s,
             stolen_s=self.stolen_s - before.stolen_s,
         )
@@ -36,17 +44,18 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Use:
-    """What was used between two readings. A process that ended in between is counted with the others."""
+    """What was used between two readings."""
 
     seconds: float
-    by_process: dict[int, float]  # CPU seconds of this process and of each that it has started
+    by_process: dict[int, float]  # CPU seconds of this process and of each that it has started and that is alive
+    ours_s: float  # of all of them, and of those that have ended
     busy_s: float
     stolen_s: float
 
     @property
     def ours_cores(self) -> float:
         """How many cores we kept busy, mean."""
-        return sum(self.by_process.values()) / self.seconds
+        return self.ours_s / self.seconds
 
     @property
     def others_cores(self) -> float:
@@ -64,7 +73,14 @@ class CpuClock:
         for pid in family(os.getpid()):
             with contextlib.suppress(OSError):  # it has just ended
                 by_process[pid] = cpu_s(pid)
-        return Reading(wall_s=time.perf_counter(), by_process=by_process, busy_s=busy_s, stolen_s=stolen_s)
+        times = os.times()
+        return Reading(
+            wall_s=time.perf_counter(),
+            by_process=by_process,
+            ended_s=times.children_user + times.children_system,
+            busy_s=busy_s,
+            stolen_s=stolen_s,
+        )
 
 
 def family(pid: int) -> Iterator[int]:
