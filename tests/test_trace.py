@@ -9,6 +9,7 @@ import importlib.util
 import json
 import re
 import threading
+import tracemalloc
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,18 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.json.gz", "b.json.gz"):
         written(tmp_path / name, tasks=10)
     assert (tmp_path / "a.json.gz").read_bytes() == (tmp_path / "b.json.gz").read_bytes()
+
+
+def test_memory_does_not_grow_with_the_events(tmp_path: Path) -> None:
+    tracks, counters = run_of(1500)
+    tracemalloc.start()
+    try:
+        write_trace(tmp_path / "t.json", tracks, counters, describe)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "t.json").stat().st_size > 3_000_000
+    assert peak < 1_000_000
 
 
 def test_nothing_recorded_is_a_trace_too(tmp_path: Path) -> None:

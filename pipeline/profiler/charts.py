@@ -203,12 +203,12 @@ def bar(
         return f"{100 * min(max(position / full, 0), 1):.2f}" if 0 < full < math.inf else "0"
 
     end, shape = at(start + value), "hollow" if hollow else "fill"
-    parts = f'<path class="track" d="M0 0H100V10H0z"/><path class="{shape}" d="M{at(start)} 1H{end}V9H{at(start)}z"/>'
+    parts = f'<path class="track" d="M0 0H101V10H0z"/><path class="{shape}" d="M{at(start)} 1H{end}V9H{at(start)}z"/>'
     if low is not None and high is not None:
         parts += f'<path class="whisker" d="M{at(low)} 5H{at(high)}M{at(low)} 3V7M{at(high)} 3V7"/>'
     if mark is not None:
         parts += f'<path class="halo" d="M{at(mark)} 0V10"/><path class="mark" d="M{at(mark)} 0V10"/>'
-    head = f'<svg class="bar" role="img" viewBox="0 0 100 10" preserveAspectRatio="none"><title>{_text(title)}</title>'
+    head = f'<svg class="bar" role="img" viewBox="0 0 101 10" preserveAspectRatio="none"><title>{_text(title)}</title>'
     return f"{head}{parts}</svg>"
 
 

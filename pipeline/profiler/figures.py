@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-# What HTML has no place for: control characters, halves of surrogate pairs, non-characters.
-_ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+# Control characters, halves of surrogate pairs, non-characters, and what turns the direction of all that follows.
+_ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 def plain(text: str) -> str:
@@ -41,9 +41,10 @@ def short(value: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    """36 %; below ten, where there is anything, a digit more."""
+    """36 %; a digit more where that would be little, or all but not quite."""
     share = 100 * fraction
-    return f"{share:.1f} %" if 0 < abs(share) < 9.95 and round(share, 1) else f"{share:.0f} %"
+    fine = 0.05 <= abs(share) < 9.95 or 99.5 <= share < 99.95
+    return f"{share:.1f} %" if fine else f"{share:.0f} %"
 
 
 def micros(us: float) -> str:

@@ -95,6 +95,7 @@ footer { padding-top: 8px; padding-bottom: 32px; }
 @media (max-width: 600px) {
   .key { gap: 0 10px; } .key dt { font-size: 13px; } .sentence, .best .worth { font-size: 16px; }
   section { margin-top: 14px; }
+  pre:has(button) { padding-right: 12px; padding-bottom: 40px; } pre button { top: auto; bottom: 6px; }
   thead { display: none; }
   tr { display: block; padding: 6px 0; border-bottom: 1px solid var(--rule); }
   th, td { display: flex; justify-content: space-between; gap: 12px; padding: 2px 0; border: 0; text-align: left; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import itertools
 import json
@@ -18,7 +19,7 @@ from ..files import atomic_write
 from ..recording import ALL, STAGES
 from .figures import plain
 
-_CHUNK = 4096  # events, and lines, that are Python objects at a time
+_CHUNK = 1024  # events, and lines, that are Python objects at a time
 _PROCESS = '"pid":1'  # one for all: Perfetto folds each process away, and a click should open the whole run
 Row = tuple[int, int, int, int, int]  # an event as Python integers: sample, begin, end, CPU time, stage
 
@@ -160,5 +161,6 @@ def _us(ns: int) -> str:
     return f"{ns // 1000}.{ns % 1000:03d}"
 
 
+@functools.lru_cache(1024)
 def _text(name: str) -> str:
     return json.dumps(plain(name), ensure_ascii=False)  # Perfetto shows \u732b as it stands
