@@ -25,6 +25,7 @@ SHORT = Evidence(
     cores=2.0,
     ours=1.98,
     others=0.01,
+    taken=0.01,
     slowest_share=0.04,
 )
 
@@ -36,7 +37,7 @@ SHORT = Evidence(
         ({"stall": 0.0, "supply": 4000.0, "in_memory": 4100.0}, "compute", "step"),
         ({"supply": 200.0, "stall": 0.95, "ours": 0.3}, "io", "disk"),
         ({"ours": 1.0, "workers": 1}, "cpu", "workers"),
-        ({"ours": 1.0, "others": 0.99}, "cpu", "neighbour"),
+        ({"ours": 1.0, "others": 0.99, "taken": 0.99}, "cpu", "neighbour"),
         ({"workers": 1, "ours": 1.0, "others": 0.99}, "cpu", "neighbour"),  # a second worker would not get a core
         ({"slowest_share": 0.5, "ours": 1.2}, "cpu", "stragglers"),
         ({"replayed": 1600.0, "ours": 1.1}, "cpu", "hand-over"),

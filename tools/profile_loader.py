@@ -8,11 +8,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 from pipeline import ConfigError, PipelineConfig
 from pipeline.console import run_tool
-from pipeline.profiler.command import run
+from pipeline.profiler.command import Say, run
 from pipeline.profiler.on_device import OnDevice, measure_on_device
 
 
-def on_device(name: str, config: PipelineConfig, seconds: float, flags: Sequence[str]) -> OnDevice:
+def on_device(name: str, config: PipelineConfig, seconds: float, flags: Sequence[str], say: Say) -> OnDevice:
     """Measure train.py's very step, with these flags of it, on a real device."""
     import torch
 
@@ -36,6 +36,7 @@ def on_device(name: str, config: PipelineConfig, seconds: float, flags: Sequence
     training = train.build_run(options, Ranks(), device, precision, source.classes)
     source.close()
     training.parallel.train()
+    say(f"the step on {device.name()}")
     measured = measure_on_device(
         lambda loader: Feed(loader, device, precision.input_dtype),
         lambda batch: train.train_step(training, batch),

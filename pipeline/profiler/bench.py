@@ -125,10 +125,10 @@ class Bench:
 
     def measure(self) -> Host:
         """All of it. Raises ConfigError and DataError."""
-        self._say("the loader as it is")
         with contextlib.ExitStack() as stack:
             config = dataclasses.replace(self.config, workers=self._workers)
             loader = stack.enter_context(Loader(config, source=self.source, record=True))
+            self._say("the loader as it is")
             nearby, usual = self._usual(loader, stack)
             replay = stack.enter_context(self._open("batches that nobody decodes", Unread(len(nearby)), replay=True))
             replayed = _run(take(replay, self._seconds * _REPLAY), 0.0)

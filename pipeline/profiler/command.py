@@ -32,7 +32,8 @@ from .trace import Counter, Span, SpanTrack, WorkerTrack, write_trace
 from .trial import try_out
 
 NPU = 474.6  # images/s of one Ascend NPU on InceptionV4, as published
-Trainer = Callable[[str, PipelineConfig, float, Sequence[str]], OnDevice]
+Say = Callable[[str], None]
+Trainer = Callable[[str, PipelineConfig, float, Sequence[str], Say], OnDevice]
 
 EXAMPLE = """example: eight NPUs that each train 474.6 images/s
   python tools/profile_loader.py --shards /data/shards --demand 474.6 --devices 8 --html report.html
@@ -106,8 +107,7 @@ def run(argv: Sequence[str] | None = None, trainer: Trainer | None = None) -> in
 
     device = None
     if trainer and args.device:
-        say(f"the step on {args.device}")
-        device = trainer(args.device, config, args.seconds, args.train_flags)
+        device = trainer(args.device, config, args.seconds, args.train_flags, say)
     demand = device.synthetic.images_per_s if device else args.demand or NPU
     report, host = profile_host(
         config,
@@ -142,7 +142,7 @@ def profile_host(
     device: OnDevice | None = None,
     seconds: float = 20.0,
     verify: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _: None,
 ) -> tuple[Report, Host]:
     """The host side, and the report of it all. Raises ConfigError and DataError."""
     machine = read_machine()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ class Reading:
     wall_s: float
     by_process: dict[int, float]  # CPU seconds since its start, user and system, of all its threads
     ended_s: float  # of the processes that this one started and has seen end
+    queued_s: float  # for how long our threads were ready to run and had no core
     busy_s: float  # of the cores that this process may use, since the machine was started
     stolen_s: float  # and what the hypervisor gave to other machines instead
 
@@ -37,6 +39,7 @@ class Reading:
             by_process=cpu_s,
             # What has ended meanwhile has gone from the one sum to the other, with all that it had used before.
             ours_s=self.ours_s - before.ours_s,
+            queued_s=math.inf if math.isinf(self.queued_s) else self.queued_s - before.queued_s,
             busy_s=self.busy_s - before.busy_s,
             stolen_s=self.stolen_s - before.stolen_s,
         )
@@ -49,6 +52,7 @@ class Use:
     seconds: float
     by_process: dict[int, float]  # CPU seconds of this process and of each that it has started and that is alive
     ours_s: float  # of all of them, and of those that have ended
+    queued_s: float  # for how long the living were ready to run and had no core
     busy_s: float
     stolen_s: float
 
@@ -62,6 +66,11 @@ class Use:
         """How many of our cores others did: other programs, and on a shared server other machines."""
         return max(0.0, (self.busy_s + self.stolen_s) / self.seconds - self.ours_cores)
 
+    @property
+    def taken_cores(self) -> float:
+        """How many cores others had while our threads waited for one: what we lack because of them."""
+        return max(0.0, min(self.others_cores, self.queued_s / self.seconds))
+
 
 class CpuClock:
     """Reads /proc. In a container that shows the whole machine, which is right: its neighbours take our cores too."""
@@ -69,14 +78,16 @@ class CpuClock:
     def read(self) -> Reading:
         """Costs some 50 us a process."""
         busy_s, stolen_s = _cores_s(cores())
-        by_process = {}
+        by_process, queued_s = {}, 0.0
         for pid in family(os.getpid()):
             with contextlib.suppress(OSError):  # it has just ended
-                by_process[pid] = cpu_s(pid)
+                by_process[pid], waited_s = cpu_s(pid)
+                queued_s += waited_s
         times = os.times()
         return Reading(
             wall_s=time.perf_counter(),
             by_process=by_process,
+            queued_s=queued_s,
             ended_s=times.children_user + times.children_system,
             busy_s=busy_s,
             stolen_s=stolen_s,
@@ -92,15 +103,17 @@ def family(pid: int) -> Iterator[int]:
                 yield from family(int(child))
 
 
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process, all its threads: to the nanosecond where the kernel keeps count. Raises OSError."""
+def cpu_s(pid: int) -> tuple[float, float]:
+    """Of a process, all its threads: CPU seconds, and seconds of waiting for a core. Raises OSError.
+
+    To the nanosecond where the kernel keeps count of it; else to the tick, and the waiting is not known: infinite.
+    """
     try:
-        return (
-            sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
-        )
+        tasks = [(task / "schedstat").read_text().split() for task in Path(f"/proc/{pid}/task").iterdir()]
+        return sum(int(fields[0]) for fields in tasks) / 1e9, sum(int(fields[1]) for fields in tasks) / 1e9
     except (FileNotFoundError, IndexError, ValueError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS  # utime and stime
+        return (int(fields[11]) + int(fields[12])) / _TICKS, math.inf  # utime and stime
 
 
 def _cores_s(ours: frozenset[int]) -> tuple[float, float]:

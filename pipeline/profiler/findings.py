@@ -56,6 +56,7 @@ def write_report(
         cores=machine.capacity,
         ours=host.usual.run.taking.use.ours_cores,
         others=host.usual.run.taking.use.others_cores,
+        taken=host.usual.run.taking.use.taken_cores,
         slowest_share=host.usual.ledger.slowest_share,
     )
     judgement = judge(evidence)

@@ -295,9 +295,10 @@ def _cause(wait: float, main: float, workers: dict[int, float], use: Use, cores:
         return "compute", "step", ""
     ours = use.ours_cores
     if ours + use.others_cores > _BUSY * cores:
-        if use.others_cores > 0.2 * ours:
+        if use.taken_cores > 0.2 * ours:
             return "cpu", "neighbour", f"other programs use {use.others_cores:.1f} of {cores} cores"
-        return "cpu", "decode", f"CPU: all {cores} cores are busy"
+        if ours > _BUSY * cores / 2:
+            return "cpu", "decode", f"CPU: all {cores} cores are busy"
     if main > _BUSY:
         return "cpu", "main", "CPU: the main process is busy, and only one core can work for it"
     if workers and statistics.median(workers.values()) > _BUSY:

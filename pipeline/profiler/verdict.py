@@ -28,6 +28,7 @@ class Evidence:
     cores: float  # that this process may use
     ours: float  # of these cores, in use by the loader and its workers at S4
     others: float  # and by other programs
+    taken: float  # of these, those for which the loader's processes waited
     slowest_share: float  # of all pictures' CPU time, that of the slowest hundredth
 
 
@@ -90,7 +91,8 @@ def _why_decoding_is_slow(evidence: Evidence) -> Cause:
     unused = evidence.cores - evidence.ours - evidence.others
     if unused > _UNUSED * evidence.cores and evidence.workers < evidence.cores:
         return "workers"
-    if evidence.others > 0 and (evidence.ours + evidence.others) / evidence.ours > _CROWDED:
+    held = evidence.others if evidence.workers < evidence.cores else evidence.taken
+    if (evidence.ours + held) / evidence.ours > _CROWDED:
         return "neighbour"
     return "decode"
 
