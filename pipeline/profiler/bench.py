@@ -114,12 +114,15 @@ class Bench:
         say: Callable[[str], None] = lambda _: None,
         source: Source | None = None,
         alternatives: bool = True,
+        pictures: int = PICTURES,
     ):
         """``demand``: images/s that all devices take. ``say`` is told what is measured next.
 
         ``source``: another than the config names. Without ``alternatives`` there will be a verdict, and no remedies.
+        ``pictures``: how many are copied, to try other ways on.
         """
         self.config, self.demand, self.source, self.alternatives = config, demand, source, alternatives
+        self._pictures = pictures
         self._seconds, self._say = seconds, say
         self._workers = available_cores() if config.workers == "auto" else int(config.workers)
 
@@ -150,8 +153,8 @@ class Bench:
         recorded = {pid: loader.recordings.read(worker) for worker, pid in enumerate(loader.decode_pids)}
         ledger = write_ledger(list(recorded.values()))
         events = sum(map(len, recorded.values())) / len(ledger.samples)  # of a picture
-        self._say(f"copying {min(PICTURES, len(source)):,} pictures")
-        nearby = stack.enter_context(Nearby(source))
+        self._say(f"copying {min(self._pictures, len(source)):,} pictures")
+        nearby = stack.enter_context(Nearby(source, self._pictures))
         return nearby, Usual(
             backend=loader.backend,
             workers=loader.workers,

@@ -20,6 +20,7 @@ from ..place import local_folder
 from .bench import Bench, Host
 from .disk import read_speed
 from .findings import write_report
+from .foreign import profile_named
 from .machine import read_machine
 from .on_device import OnDevice
 from .page import write_page
@@ -39,6 +40,8 @@ EXAMPLE = """example: eight NPUs that each train 474.6 images/s
   python tools/profile_loader.py --shards /data/shards --demand 474.6 --devices 8 --html report.html
 the device that is here:
   python tools/profile_loader.py --shards /data/shards --device auto
+a loader that is not ours, under its own step:
+  headrace-profile --loader mytrain:make_loader --step mytrain:make_step --data /data/imagenet
 """
 
 
@@ -54,6 +57,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--shards", metavar="DST", help="a folder of shards")
     add("--data", metavar="SRC", help="an ImageNet folder")
+    add("--loader", metavar="MODULE:FUNCTION", help="somebody else's: a function that returns an iterable of batches")
+    add("--step", metavar="MODULE:FUNCTION", help="with --loader: a function that returns the step, which is called "
+        "with a batch (default: one that takes --demand images/s)")  # fmt: skip
     add("--demand", metavar="IMG_PER_S", type=float,
         help="what one device trains (default: 474.6, an Ascend NPU; with --device: measured)")  # fmt: skip
     add("--devices", metavar="N", type=int, default=1, help="devices that this host feeds (default: 1)")
@@ -82,6 +88,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise ConfigError(f"{' '.join(args.train_flags)}: flags behind -- are train.py's, and want a --device")
     if args.device and args.demand:
         raise ConfigError("--device measures what it takes: leave out --demand, or --device")
+    if args.step and not args.loader:
+        raise ConfigError("--step goes with --loader")
     local_folder(args.shards or args.data or "", "profile_loader")
     return args
 
@@ -90,6 +98,8 @@ def run(argv: Sequence[str] | None = None, trainer: Trainer | None = None) -> in
     """Measure, show, and write the files. ``trainer`` measures a real device: the tool in the checkout has one."""
     start = time.monotonic()
     args = parse(argv)
+    if args.loader:
+        return run_foreign(args)
     if args.device and not trainer:
         raise ConfigError("--device trains with train.py: python tools/profile_loader.py, from the checkout")
     config = PipelineConfig(
@@ -131,6 +141,22 @@ def run(argv: Sequence[str] | None = None, trainer: Trainer | None = None) -> in
         with atomic_write(args.json) as file:
             content = report.as_json() | ({"plan": plan.as_json()} if plan else {})
             file.write(json.dumps(content, indent=1).encode() + b"\n")
+    return 0
+
+
+def run_foreign(args: argparse.Namespace) -> int:
+    """Somebody else's loader."""
+    report = profile_named(
+        args.loader,
+        args.step,
+        seconds=args.seconds,
+        demand=args.demand or NPU * args.devices,
+        data=args.data or args.shards,
+    )
+    print(report)
+    if args.json:
+        with atomic_write(args.json) as file:
+            file.write(json.dumps(report.as_json(), indent=1).encode() + b"\n")
     return 0
 
 
