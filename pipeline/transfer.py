@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .device import Device, pin_ring
+from .idle import IdleTime
 from .loader import Batch, Loader
 
 
@@ -27,6 +28,8 @@ class DeviceBatch:
     global_size: int  # samples that all ranks together have in this step
     end: int  # samples of the epoch that all ranks together have behind them with this step
     wait_s: float  # how long the trainer waited for the host
+    stall_s: float  # how long the device did, as far as is known and was not said with the batches before (idle.py)
+    ready: int  # batches behind it that were decoded, and waited in the ring, when the loader handed it out
 
 
 def normalise(images_NHWC: Tensor, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
@@ -64,16 +67,18 @@ class Feed:
         """Stay one batch ahead: the next copy is queued before the step that uses this one. The host does not wait."""
         ahead: tuple[DeviceBatch, Any] | None = None
         copied: deque[Any] = deque()  # events of the copies whose slots are still held, oldest first
+        idle = IdleTime(self.device)
         try:
             for batch in self.loader.held_batches():
                 following, event = self._copy(batch), self._event()
                 copied.append(event)
                 if ahead is not None:
-                    yield self._arrived(*ahead)
+                    yield self._handed_over(*ahead, idle)
+                    idle.begin()
                 ahead = following, event
                 self._release(copied, keep=self.loader.config.slots - 1)
             if ahead is not None:
-                yield self._arrived(*ahead)
+                yield self._handed_over(*ahead, idle)
             self._release(copied, keep=0)
         finally:  # an epoch that is broken off: its slots will be filled anew
             while copied:
@@ -96,13 +101,18 @@ class Feed:
         event.record(self._stream)
         return event
 
-    def _arrived(self, batch: DeviceBatch, copied: Any) -> DeviceBatch:
-        """The batch for the model, whose stream waits for the copy."""
+    def _handed_over(self, batch: DeviceBatch, copied: Any, idle: IdleTime) -> DeviceBatch:
+        """The batch for the model; the device is idle until it has arrived."""
+        self._arrived(batch, copied)
+        idle.end()
+        return self._normalised(dataclasses.replace(batch, stall_s=idle.known_s()))
+
+    def _arrived(self, batch: DeviceBatch, copied: Any) -> None:
+        """Have the model's stream wait for the copy."""
         compute = self.device.current_stream()
         compute.wait_event(copied)
         for tensor in (batch.images, batch.labels):
             tensor.record_stream(compute)  # its memory must outlive its use there
-        return self._normalised(batch)
 
     def _release(self, copied: deque[Any], *, keep: int) -> None:
         """Give slots back to the loader, once they have been copied; wait only where more than ``keep`` are held."""
@@ -127,4 +137,12 @@ class Feed:
 
 
 def _on_device(batch: Batch, images: Tensor, labels: Tensor) -> DeviceBatch:
-    return DeviceBatch(images=images, labels=labels, global_size=batch.global_size, end=batch.end, wait_s=batch.wait_s)
+    return DeviceBatch(
+        images=images,
+        labels=labels,
+        global_size=batch.global_size,
+        end=batch.end,
+        wait_s=batch.wait_s,
+        stall_s=batch.wait_s,  # of a device that computes while the host waits for it
+        ready=batch.ready,
+    )
