@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 import time
 from collections import deque
@@ -49,7 +49,8 @@ class Live:
             done: steps of this pass. behind: those that an interrupted run took of it. steps: of the pass in all.
             later_steps: of the passes that follow. samples: since ``open``, of all ranks.
             stall_s: how long this rank's device has waited for the host since ``open``.
-            ready: batches that wait in the ring of so many ``slots``. loss: the last one that was read.
+            ready: batches that wait in the ring of so many ``slots``, two of which at least are in use: one is with the
+                trainer, and one it has just given back is being filled. loss: the last one that was read.
         """
         now = self._drawn_at = time.perf_counter()
         self._recent.append((now, samples, stall_s))
@@ -65,8 +66,9 @@ class Live:
             f"{'' if loss is None else f'  loss {loss:.4f}'}  ETA {_clock(left * step_s)}"
             f"{f', of the run {_clock((left + later_steps) * step_s)}' if later_steps else ''}"
         )
-        width = shutil.get_terminal_size().columns - 1  # some terminals wrap as soon as the last column is written
-        print(f"\r{text[:width]}\x1b[K", end="", flush=True)
+        width = os.get_terminal_size(sys.stdout.fileno()).columns or 80  # 0: a terminal that does not tell
+        # Some terminals wrap as soon as the last column is written.
+        print(f"\r{text[: width - 1]}\x1b[K", end="", flush=True)
 
     def clear(self) -> None:
         """Take it away, for something that stays to be printed."""

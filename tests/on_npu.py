@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from model.optimizer import Optimizer
 from model.precision import Precision
 from pipeline import ConfigError, PipelineConfig, build_loader
 from pipeline.device import Device, find_device
+from pipeline.idle import IdleTime
 from pipeline.transfer import DeviceBatch, Feed, normalise
 
 
@@ -78,6 +80,22 @@ def feeds(shards: str) -> dict[str, Any]:
             and torch.equal(labels, expected_labels)
             for (images, labels), (expected, expected_labels) in zip(got, want, strict=True)
         ]
+    return result | gaps(device)
+
+
+def gaps(device: Device) -> dict[str, Any]:
+    """What a host that waits 50 ms costs the card: with half a second of work queued, and with none. In seconds."""
+    pinned, idle, result = torch.zeros(1000).pin_memory(), IdleTime(device), {}
+    for name, copies in (("busy", 25), ("idle", 0)):  # each is held up by 20 ms
+        device.synchronize()
+        for _ in range(copies):
+            pinned.to(device.torch_device, non_blocking=True)
+        idle.begin()
+        time.sleep(0.05)
+        idle.end()
+        early = idle.known_s()
+        device.synchronize()
+        result[name] = [early, idle.known_s()]
     return result
 
 

@@ -26,7 +26,7 @@ from pipeline.manifest import read_manifest
 from pipeline.shards import open_shards
 from pipeline.worker import Job
 from tests.conftest import ROOT
-from tests.faulty import Deadly, FaultyFolder, Stalling, faulty
+from tests.faulty import Deadly, Stalling, faulty
 from tests.test_loader import BACKENDS, SCRIPT, alive, build, epoch, gone, numbers
 
 Epoch = list[tuple[str, list[int], list[int]]]
@@ -35,7 +35,7 @@ Epoch = list[tuple[str, list[int], list[int]]]
 class FaultyLoader(Loader):
     """A loader whose workers read a folder with a fault."""
 
-    def __init__(self, config: PipelineConfig, kind: type[FaultyFolder], **fields: Any):
+    def __init__(self, config: PipelineConfig, kind: type[Folder], **fields: Any):
         self.kind, self.fields = kind, fields
         super().__init__(config)
 
