@@ -389,6 +389,7 @@ def open_log(
         device=feed.device.torch_device,
         synchronize=feed.device.synchronize,
         total=run.ranks.sum,
+        stall_s=feed.stall_s,
         rank=run.ranks.rank,
         world_size=run.ranks.world_size,
         live=run.live,

@@ -43,10 +43,6 @@ class Fed(Protocol):
         """How long the trainer waited for it."""
 
     @property
-    def stall_s(self) -> float:
-        """How long the device had nothing to do, as far as that is known and was not told with the batches before."""
-
-    @property
     def ready(self) -> int:
         """Batches that waited behind it in the ring."""
 
@@ -63,6 +59,7 @@ class EpochLog:
         device: torch.device,
         synchronize: Callable[[], None],
         total: Callable[[Tensor], Tensor] = lambda values: values,
+        stall_s: Callable[[], float],
         rank: int = 0,
         world_size: int = 1,
         live: Live,
@@ -71,7 +68,8 @@ class EpochLog:
         later_steps: int = 0,
         sums: Sums = NOTHING,
     ):
-        """``prefix`` begins each line; ``synchronize`` waits for the device; ``total`` sums over the ranks, in place.
+        """``prefix`` begins each line; ``synchronize`` waits for the device; ``total`` sums over the ranks, in place;
+        ``stall_s`` tells how long this rank's device has waited for the host, ever.
 
         The first ``rank`` prints, the others take part in the sums. ``live``, of a loader with so many ``slots``, also
         tells when the ``later_steps`` of the run will be done. ``behind``: how many of the ``steps`` an interrupted run
@@ -89,7 +87,8 @@ class EpochLog:
         self._sums = sums
         self._read = 0  # of the samples, how many are in the sums
         self._wait_s = self._last_wait_s = 0.0
-        self._stall_s = self._stall_read_s = 0.0  # this rank's; of it, what is in the next
+        self._stall_s = stall_s
+        self._stall_at_begin_s = self._stall_read_s = stall_s()
         self._stalls_s = self._stalls_at_line_s = [0.0] * world_size
         self._ready = self._ready_at_line = 0
         self._loss: float | None = None
@@ -122,7 +121,6 @@ class EpochLog:
         self.samples += batch.global_size
         self._wait_s += batch.wait_s
         self._last_wait_s = batch.wait_s
-        self._stall_s += batch.stall_s
         self._ready += batch.ready
         self._done += 1
         if self._done == min(WARM_UP_STEPS, (self.steps - self.behind) // 2):
@@ -140,7 +138,7 @@ class EpochLog:
                 steps=self.steps,
                 later_steps=self.later_steps,
                 samples=self.samples,
-                stall_s=self._stall_s,
+                stall_s=self._stall_s() - self._stall_at_begin_s,
                 ready=batch.ready,
                 slots=self._slots,
                 loss=self._loss,
@@ -160,7 +158,8 @@ class EpochLog:
     def _read_sums(self) -> list[float]:
         """Fetch what the device has summed, here the host waits for it; returns the last step's part."""
         stalls_s = [0.0] * len(self._stalls_s)  # each rank's in its own place: their sum is all of them
-        stalls_s[self._rank] = self._stall_s - self._stall_read_s
+        stall_s = self._stall_s()
+        stalls_s[self._rank] = stall_s - self._stall_read_s
         values = torch.cat((self._recent, self._last, self._recent.new_tensor(stalls_s)))
         result: list[Any] = self._total(values).tolist()
         self._recent.zero_()
@@ -168,7 +167,7 @@ class EpochLog:
         self._sums = Sums(*(a + b for a, b in zip(self._sums, new, strict=True)))
         self._read = self.samples
         self._stalls_s = [a + b for a, b in zip(self._stalls_s, result[6:], strict=True)]
-        self._stall_read_s = self._stall_s
+        self._stall_read_s = stall_s
         return result[3:6]
 
     def _print(self, n: int) -> dict[str, float]:

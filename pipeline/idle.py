@@ -11,6 +11,8 @@ from typing import Any
 
 from .device import Device
 
+_READ_AT_LEAST_EVERY = 256  # gaps
+
 
 class IdleTime:
     """The gaps in a device's compute stream that it spends without a batch."""
@@ -18,6 +20,7 @@ class IdleTime:
     def __init__(self, device: Device):
         self._device = device
         self._since: Any = None
+        self._total_ms = 0.0
         self._gaps: deque[tuple[Any, Any]] = deque()  # begin and end of those that are not read yet, oldest first
 
     def begin(self) -> None:
@@ -26,16 +29,22 @@ class IdleTime:
 
     def end(self) -> None:
         """What is queued next is a step."""
-        if self._since is not None:
-            self._gaps.append((self._since, self._mark()))
+        if self._since is None:
+            return
+        self._gaps.append((self._since, self._mark()))
+        self._since = None
+        if len(self._gaps) > _READ_AT_LEAST_EVERY:
+            self.total_s()
 
-    def known_s(self) -> float:
-        """Seconds of the gaps that the device has come past since this was asked last."""
-        idle_ms = 0.0
+    def total_s(self) -> float:
+        """Seconds of all gaps that the device has come past.
+
+        Not for every step: torch_npu hands all that is queued on the host over to the card before it reads an event.
+        """
         while self._gaps and self._gaps[0][1].query():
             begin, end = self._gaps.popleft()
-            idle_ms += begin.elapsed_time(end)
-        return idle_ms / 1e3
+            self._total_ms += begin.elapsed_time(end)
+        return self._total_ms / 1e3
 
     def _mark(self) -> Any:
         event = self._device.new_event(timed=True)

@@ -28,7 +28,6 @@ class DeviceBatch:
     global_size: int  # samples that all ranks together have in this step
     end: int  # samples of the epoch that all ranks together have behind them with this step
     wait_s: float  # how long the trainer waited for the host
-    stall_s: float  # how long the device did, as far as is known and was not said with the batches before (idle.py)
     ready: int  # batches behind it that were decoded, and waited in the ring, when the loader handed it out
 
 
@@ -52,6 +51,15 @@ class Feed:
         self._ring = torch.from_numpy(loader.ring.memory)
         self._pinned = pin_ring(device, self._ring)
         self._stream = device.new_stream() if device.asynchronous else None
+        self._idle = IdleTime(device)
+        self._waited_s = 0.0
+
+    def stall_s(self) -> float:
+        """How long the device has waited for the host in all epochs, as far as is known by now. Nobody waits for it.
+
+        A device that computes while the host waits for it has waited as long as the host.
+        """
+        return self._waited_s if self._stream is None else self._idle.total_s()
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -59,6 +67,7 @@ class Feed:
     def __iter__(self) -> Iterator[DeviceBatch]:
         if self._stream is None:
             for batch in self.loader:
+                self._waited_s += batch.wait_s
                 yield self._normalised(_on_device(batch, batch.images, batch.labels.clone()))
         else:
             yield from self._overlapped()
@@ -67,18 +76,17 @@ class Feed:
         """Stay one batch ahead: the next copy is queued before the step that uses this one. The host does not wait."""
         ahead: tuple[DeviceBatch, Any] | None = None
         copied: deque[Any] = deque()  # events of the copies whose slots are still held, oldest first
-        idle = IdleTime(self.device)
         try:
             for batch in self.loader.held_batches():
                 following, event = self._copy(batch), self._event()
                 copied.append(event)
                 if ahead is not None:
-                    yield self._handed_over(*ahead, idle)
-                    idle.begin()
+                    yield self._handed_over(*ahead)
+                    self._idle.begin()
                 ahead = following, event
                 self._release(copied, keep=self.loader.config.slots - 1)
             if ahead is not None:
-                yield self._handed_over(*ahead, idle)
+                yield self._handed_over(*ahead)
             self._release(copied, keep=0)
         finally:  # an epoch that is broken off: its slots will be filled anew
             while copied:
@@ -101,11 +109,11 @@ class Feed:
         event.record(self._stream)
         return event
 
-    def _handed_over(self, batch: DeviceBatch, copied: Any, idle: IdleTime) -> DeviceBatch:
+    def _handed_over(self, batch: DeviceBatch, copied: Any) -> DeviceBatch:
         """The batch for the model; the device is idle until it has arrived."""
         self._arrived(batch, copied)
-        idle.end()
-        return self._normalised(dataclasses.replace(batch, stall_s=idle.known_s()))
+        self._idle.end()
+        return self._normalised(batch)
 
     def _arrived(self, batch: DeviceBatch, copied: Any) -> None:
         """Have the model's stream wait for the copy."""
@@ -143,6 +151,5 @@ def _on_device(batch: Batch, images: Tensor, labels: Tensor) -> DeviceBatch:
         global_size=batch.global_size,
         end=batch.end,
         wait_s=batch.wait_s,
-        stall_s=batch.wait_s,  # of a device that computes while the host waits for it
         ready=batch.ready,
     )

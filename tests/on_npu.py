@@ -85,17 +85,17 @@ def feeds(shards: str) -> dict[str, Any]:
 
 def gaps(device: Device) -> dict[str, Any]:
     """What a host that waits 50 ms costs the card: with half a second of work queued, and with none. In seconds."""
-    pinned, idle, result = torch.zeros(1000).pin_memory(), IdleTime(device), {}
+    pinned, result = torch.zeros(1000).pin_memory(), {}
     for name, copies in (("busy", 25), ("idle", 0)):  # each is held up by 20 ms
-        device.synchronize()
+        idle = IdleTime(device)
         for _ in range(copies):
             pinned.to(device.torch_device, non_blocking=True)
         idle.begin()
         time.sleep(0.05)
         idle.end()
-        early = idle.known_s()
+        early = idle.total_s()
         device.synchronize()
-        result[name] = [early, idle.known_s()]
+        result[name] = [early, idle.total_s()]
     return result
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import io
+import itertools
 import os
 import pty
 import re
@@ -118,21 +120,21 @@ class Fed:
     labels: Tensor
     global_size: int
     wait_s: float
-    stall_s: float
     ready: int
 
 
 def test_the_stall_of_several_ranks_is_the_slowests() -> None:
-    """Rank 1's device stands still for as long as the other's, and a second more in each step."""
+    """Rank 1's device stands still for longer than rank 0's, and rank 2's never."""
 
     def total(values: Tensor) -> Tensor:
         return values + torch.tensor([*[0.0] * 6, 0.0, 2 * (values[6] + 1), 0.0])
 
+    stall_s = itertools.count(100.0, 0.25)  # asked at the beginning, and at each of three lines
     log = EpochLog(
         "", steps=4, print_freq=2, device=torch.device("cpu"), synchronize=lambda: None, total=total,
-        world_size=3, live=Live(quiet=True), slots=4,
+        stall_s=lambda: next(stall_s), world_size=3, live=Live(quiet=True), slots=4,
     )  # fmt: skip
-    batch = Fed(labels=torch.zeros(2, dtype=torch.int64), global_size=6, wait_s=9.0, stall_s=0.25, ready=2)
+    batch = Fed(labels=torch.zeros(2, dtype=torch.int64), global_size=6, wait_s=9.0, ready=2)
     lines = [log.step(batch, torch.tensor(1.0), torch.eye(2)) for _ in range(4)]
     first, none, second, last = lines
     assert none is None
@@ -140,9 +142,9 @@ def test_the_stall_of_several_ranks_is_the_slowests() -> None:
     assert second
     assert last
     elapsed_s = [line["step_s"] * (line["step"] + 1) for line in (first, second, last)]
-    # Of the steps between two lines: 1, 2, 1, in which the slowest is told 2 (n / 4 + 1).
-    for line, seconds, stall_s in zip((first, second, last), elapsed_s, (2.5, 5.5, 8.0), strict=True):
-        assert line["stall_fraction"] * seconds == pytest.approx(stall_s)
+    # Between two lines, this rank's device stands still for 0.25 s, and the slowest for 2 * (0.25 + 1).
+    for line, seconds, stalled_s in zip((first, second, last), elapsed_s, (2.5, 5.0, 7.5), strict=True):
+        assert line["stall_fraction"] * seconds == pytest.approx(stalled_s)
     assert log.recent.stall_s == pytest.approx(2.5)
     assert log.recent[::3] == (1, 6)
     assert [line["recent_ready_batches"] for line in (first, second, last)] == [2, 2, 2]
@@ -223,30 +225,38 @@ def test_the_command_is_that_of_the_run(argv: list[str], words: list[str], run_h
     assert all(f"{word} " in known for word in [*command, "--demand"] if word.startswith("--"))
 
 
-def train_slowly(root: Path, output: Path, monkeypatch: pytest.MonkeyPatch, *, delay_s: float, epochs: int) -> None:
-    """From a disk that takes so long over a picture; a short time of that says enough."""
+def train_from(
+    pictures: list[Path], here: Path, monkeypatch: pytest.MonkeyPatch, *, delay_s: float, window_s: float
+) -> list[str]:
+    """One picture a step, from a disk that takes so long over each, watched from the second step on. What it printed
+    on starvation."""
+    for picture in pictures:
+        (here / "data/train" / picture.parent.name).mkdir(parents=True, exist_ok=True)
+        (here / "data/train" / picture.parent.name / picture.name).symlink_to(picture)
     monkeypatch.setattr(train, "build_loader", lambda config: FaultyLoader(config, Slow, delay_s=delay_s))
-    monkeypatch.setattr(starvation, "WINDOW_S", 0.5)
-    flags = ("--batch-size", 2, "--print-freq", 1, "--epochs", epochs, "--output", output)
-    train.main(["--data", str(root), *SMALL, *map(str, flags)])
+    monkeypatch.setattr(starvation, "WINDOW_S", window_s)
+    monkeypatch.setattr(Starvation.__init__, "__kwdefaults__", {"warm_up_steps": 1})
+    out = io.StringIO()
+    flags = ("--image-size", 107, "--batch-size", 1, "--print-freq", 1, "--epochs", 1, "--output", here / "out")
+    with contextlib.redirect_stdout(out):
+        train.main(["--data", str(here / "data"), *SMALL, *map(str, flags)])
+    return [line for line in out.getvalue().splitlines() if "input-bound" in line]
 
 
-def test_a_starved_training_says_so_and_a_fed_one_does_not(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = tmp_path / "data"  # 14 steps
-    (data / "train").mkdir(parents=True)
-    for name in ("class0", "class1"):
-        (data / "train" / name).symlink_to(folder / "train" / name)
-    train_slowly(data, tmp_path / "out", monkeypatch, delay_s=0.25, epochs=1)
-    (note,) = [line for line in capsys.readouterr().out.splitlines() if "input-bound" in line]
+def test_a_starved_training_says_so(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = sorted((folder / "train/class0").iterdir())[:4]
+    (note,) = train_from(pictures, tmp_path, monkeypatch, delay_s=1.5, window_s=0.5)
     command = shlex.split(note.partition("is worth: ")[2])
-    assert command[2:10] == ["--data", str(data), "--devices", "1", "--workers", "1", "--image-size", "75"]
+    wanted = ["--data", str(tmp_path / "data"), "--devices", "1", "--workers", "1", "--image-size", "107"]
+    assert command[2:-1] == [*wanted, "--batch-size", "1", "--demand"]
     lines = metrics(tmp_path / "out", "train")
     assert float(command[-1]) > lines[-1]["recent_fps"]  # what it would train if it did not wait
     assert lines[-1]["recent_stall_fraction"] > starvation.THRESHOLD
-    train_slowly(data, tmp_path / "fed", monkeypatch, delay_s=0.0, epochs=3)
-    assert "input-bound" not in capsys.readouterr().out
+
+
+def test_a_fed_training_does_not(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = sorted((folder / "train").glob("*/*"))
+    assert train_from(pictures, tmp_path, monkeypatch, delay_s=0.0, window_s=0.5) == []
 
 
 def test_a_rehearsal_says_so_too(shards: Path, monkeypatch: pytest.MonkeyPatch, run_here: Run) -> None:

@@ -120,7 +120,6 @@ def noise(
         global_size=size,
         end=size,
         wait_s=0.0,
-        stall_s=0.0,
         ready=0,
     )
 
