@@ -34,6 +34,7 @@ from model.precision import Precision
 from model.ranks import Ranks, spawn
 from model.run import Run
 from model.schedule import learning_rate
+from model.starvation import Span, Starvation
 from model.weights import WeightsError, load_pretrained
 from pipeline import ConfigError, DataError, PipelineConfig, build_loader
 from pipeline.console import run_tool
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for split in wanted_splits(options)
         }
         run = build_run(options, ranks, device, precision, next(iter(feeds.values())).loader.classes)
-        stack.callback(run.checkpoints.close)
+        stack.callback(run.close)
         run.begin()
         announce(run, device, feeds)
         try:
@@ -97,6 +98,8 @@ def train(run: Run, feed: Feed, val: Feed | None) -> None:
     """All epochs: a pass over the training split, a score, a checkpoint. Raises Stopped where a signal asks for it."""
     options = run.options
     go_on(run, feed)
+    loader = feed.loader
+    starvation = Starvation(options, run.ranks, batch_size=loader.config.batch_size, workers=loader.workers)
     if run.epoch >= options.epochs:
         run.say(f"note: nothing to do: {run.epoch} epochs are done, --epochs is {options.epochs}")
     for epoch in range(run.epoch, options.epochs):
@@ -109,7 +112,7 @@ def train(run: Run, feed: Feed, val: Feed | None) -> None:
         )
         try:
             if run.position < feed.loader.samples:  # else the run was stopped while it was scored
-                train_epoch(run, feed, epoch)
+                train_epoch(run, feed, epoch, starvation)
             run.ranks.average_statistics(run.model)
             acc1 = evaluate(run, val, epoch) if val else None
         except Stopped as stopped:
@@ -122,6 +125,7 @@ def train(run: Run, feed: Feed, val: Feed | None) -> None:
 
 def go_on(run: Run, feed: Feed) -> None:
     """Put the loader where the run stands: at the beginning of an epoch, or where a checkpoint was written."""
+    run.go_on_at(run.epoch * len(feed) + steps_behind(run, feed, run.position))
     if run.loader_state is None:
         feed.loader.set_epoch(run.epoch)
         return
@@ -137,16 +141,20 @@ def go_on(run: Run, feed: Feed) -> None:
         feed.loader.set_epoch(run.epoch + 1)
 
 
-def train_epoch(run: Run, feed: Feed, epoch: int) -> None:
+def train_epoch(run: Run, feed: Feed, epoch: int, starvation: Starvation) -> None:
     """One pass over the training split, or what is left of it, with the original's log lines."""
     run.parallel.train()
-    log = open_log(run, f"Epoch: [{epoch}]", feed, position=run.position, sums=run.sums)
+    later = (run.options.epochs - epoch - 1) * len(feed)
+    log = open_log(run, f"Epoch: [{epoch}]", feed, position=run.position, sums=run.sums, later_steps=later)
     for batch in feed:
         loss, logits_NK = train_step(run, batch)
         run.position = batch.end
-        if line := log.step(batch.labels, loss, logits_NK, wait_s=batch.wait_s, global_size=batch.global_size):
+        if line := log.step(batch, loss, logits_NK):
+            run.global_step = epoch * len(feed) + log.number
             run.metrics(kind="train", epoch=epoch, **line)
             check_loss(run, epoch, line)
+            if note := starvation.fed(log.recent):
+                run.say(note)
         wish = run.interruptions.after_step(log.number)
         if (wish.stop or wish.save) and log.number < log.steps:  # the last step is followed by a checkpoint anyway
             run.sums = log.sums()
@@ -217,7 +225,7 @@ def evaluate(run: Run, feed: Feed, epoch: int | None = None) -> float:
             with run.precision.autocast():
                 logits_NK = run.model(batch.images).float()
             loss = run.criterion(logits_NK, batch.labels)
-        log.step(batch.labels, loss, logits_NK, wait_s=batch.wait_s, global_size=batch.global_size)
+        log.step(batch, loss, logits_NK)
         if stop := run.interruptions.after_step().stop:
             raise Stopped(stop)
     scores = log.averages()
@@ -236,6 +244,9 @@ def rehearse(options: TrainOptions, images_per_s: float) -> None:
             flush=True,
         )
         cards = Cards(images_per_s, slots=loader.config.slots)
+        # As one card that is as fast as all: the cards themselves have left out what is decoded in advance.
+        size, workers = options.batch_size, loader.workers
+        starvation = Starvation(options, Ranks(), batch_size=size, workers=workers, warm_up_steps=0)
         for epoch in range(options.start_epoch, options.epochs):
             cards.forget()
             for batch in loader:
@@ -246,6 +257,8 @@ def rehearse(options: TrainOptions, images_per_s: float) -> None:
                 continue
             print(f"epoch {epoch}: the cards waited for the host {100 * done.stall:.1f} % of the time")
             print(f"batch_size: {options.batch_size} * FPS@all {done.images_per_s:.3f}", flush=True)
+            if note := starvation.fed(Span(wall_s=done.seconds, stall_s=done.wait_s, images=done.images)):
+                print(note, flush=True)
 
 
 def own_card(device: Device, cards: Sequence[int], ranks: Ranks) -> Device:
@@ -359,20 +372,31 @@ def make_output(options: TrainOptions) -> None:
         raise ConfigError(f"--output {options.output} cannot be made: {error.strerror}") from error
 
 
-def open_log(run: Run, prefix: str, feed: Feed, *, position: int = 0, sums: Sums = NOTHING) -> EpochLog:
+def steps_behind(run: Run, feed: Feed, position: int) -> int:
+    """How many steps it takes to ``position``, in samples of an epoch."""
+    return -(-position // (feed.loader.config.batch_size * run.ranks.world_size))
+
+
+def open_log(
+    run: Run, prefix: str, feed: Feed, *, position: int = 0, sums: Sums = NOTHING, later_steps: int = 0
+) -> EpochLog:
     """The log of one pass, of which an interrupted run may have done a part."""
-    global_batch = feed.loader.config.batch_size * run.ranks.world_size
-    behind = -(-position // global_batch)
+    behind = steps_behind(run, feed, position)
     return EpochLog(
         run.prefix + prefix,
-        steps=behind - (position - feed.loader.samples) // global_batch,
+        steps=behind + steps_behind(run, feed, feed.loader.samples - position),
         behind=behind,
+        later_steps=later_steps,
         sums=sums,
         print_freq=run.options.print_freq,
         device=feed.device.torch_device,
         synchronize=feed.device.synchronize,
         total=run.ranks.sum,
-        quiet=not run.ranks.first,
+        stall_s=feed.stall_s,
+        rank=run.ranks.rank,
+        world_size=run.ranks.world_size,
+        live=run.live,
+        slots=feed.loader.config.slots,
     )
 
 

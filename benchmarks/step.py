@@ -39,7 +39,7 @@ def batch_on(device: Device, size: int, pixels: int, dtype: torch.dtype) -> Devi
     images = torch.randint(256, (size, pixels, pixels, 3), dtype=torch.uint8, device=device.torch_device)
     labels = torch.randint(len(CLASSES), (size,), device=device.torch_device)
     ready = normalise(images, dtype, device.memory_format)
-    return DeviceBatch(images=ready, labels=labels, global_size=size, end=size, wait_s=0.0)
+    return DeviceBatch(images=ready, labels=labels, global_size=size, end=size, wait_s=0.0, ready=0)
 
 
 def ours(device: Device, level: str, args: argparse.Namespace) -> Callable[[], object]:

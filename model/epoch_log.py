@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-WARM_UP_STEPS = 10  # left out of FPS@all, as in the original
+from .live import Live
+from .starvation import WARM_UP_STEPS, Span
+
 _READ_AT_LEAST_EVERY = 2**22  # samples
 
 
@@ -26,6 +27,26 @@ class Sums(NamedTuple):
 NOTHING = Sums()
 
 
+class Fed(Protocol):
+    """A batch, as far as its log goes; N of its samples are this rank's, which may be none where there are others."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N]."""
+
+    @property
+    def global_size(self) -> int:
+        """Samples of all ranks."""
+
+    @property
+    def wait_s(self) -> float:
+        """How long the trainer waited for it."""
+
+    @property
+    def ready(self) -> int:
+        """Batches that waited behind it in the ring."""
+
+
 class EpochLog:
     """One pass's numbers: summed on the device, read (and waited for) only when a line is due."""
 
@@ -38,19 +59,27 @@ class EpochLog:
         device: torch.device,
         synchronize: Callable[[], None],
         total: Callable[[Tensor], Tensor] = lambda values: values,
-        quiet: bool = False,
+        stall_s: Callable[[], float],
+        rank: int = 0,
+        world_size: int = 1,
+        live: Live,
+        slots: int,
         behind: int = 0,
+        later_steps: int = 0,
         sums: Sums = NOTHING,
     ):
-        """``prefix`` begins each line; ``synchronize`` waits for the device; ``total`` sums over the ranks, in place.
+        """``prefix`` begins each line; ``synchronize`` waits for the device; ``total`` sums over the ranks, in place;
+        ``stall_s`` tells how long this rank's device has waited for the host, ever.
 
-        A ``quiet`` one prints nothing, but takes part in the sums. ``behind``: how many of the ``steps`` an interrupted
-        run has taken, and ``sums`` what it has seen; speeds are of this run's own steps.
+        The first ``rank`` prints, the others take part in the sums. ``live``, of a loader with so many ``slots``, also
+        tells when the ``later_steps`` of the run will be done. ``behind``: how many of the ``steps`` an interrupted run
+        has taken, and ``sums`` what it has seen; speeds and stalls are of this run's own steps.
         """
         self.prefix, self.steps, self.print_freq = prefix, steps, print_freq
-        self.behind = behind
+        self.behind, self.later_steps = behind, later_steps
         self.samples = 0  # of all ranks, since the log was opened
-        self._synchronize, self._total, self._quiet = synchronize, total, quiet
+        self.recent = Span()  # the steps between the last two lines
+        self._synchronize, self._total, self._rank = synchronize, total, rank
         # Loss, correct at 1, at 5: of the steps since the last reading (float32 counts exactly up to 2**24), and of the
         # last step. What was read is summed on the host, in float64, which accelerators lack.
         self._recent = torch.zeros(3, device=device)
@@ -58,21 +87,30 @@ class EpochLog:
         self._sums = sums
         self._read = 0  # of the samples, how many are in the sums
         self._wait_s = self._last_wait_s = 0.0
-        self._live = Live(f"{prefix} ", quiet)
+        self._stall_s = stall_s
+        self._stall_at_begin_s = self._stall_read_s = stall_s()
+        self._stalls_s = self._stalls_at_line_s = [0.0] * world_size
+        self._ready = self._ready_at_line = 0
+        self._loss: float | None = None
+        self._live, self._slots = live, slots
+        self._live.open(prefix)
         self._done = 0
         self._begin = self._end = time.perf_counter()
         self._measured_from: tuple[int, float] = (0, self._begin)  # samples and time at the end of the warm-up
-        self._line_at: tuple[int, float] = (0, self._begin)  # step and time of the last line
+        self._line_at: tuple[int, int, float] = (0, 0, self._begin)  # step, samples and time of the last line
 
-    def step(
-        self, labels: Tensor, loss: Tensor, logits_NK: Tensor, *, wait_s: float, global_size: int
-    ) -> dict[str, float] | None:
+    def step(self, batch: Fed, loss: Tensor, logits_NK: Tensor) -> dict[str, float] | None:
         """Take note of a step; every ``print_freq`` steps print the original's line, and return its numbers.
 
         Args:
-            labels: int64 [N]. loss: [], the mean over the N. logits_NK: [N, K]. N may be 0 where there are others.
-            wait_s: the wait for the data. global_size: samples of all ranks in this step.
+            batch: N samples. loss: [], the mean over the N. logits_NK: [N, K].
+
+        Returns:
+            ``averages`` with the step's number, ``step_loss``, and of the steps since the last line: recent_fps in
+            images/s of all ranks; recent_stall_fraction, as stall_fraction; recent_ready_batches, how many batches on
+            average waited in this rank's ring when it took one: near 0 the host is the slower one.
         """
+        labels = batch.labels
         n = len(labels)
         if n:
             top = logits_NK.topk(min(5, logits_NK.shape[1]), dim=1).indices == labels[:, None]
@@ -80,21 +118,31 @@ class EpochLog:
         else:
             self._last = torch.zeros_like(self._recent)
         self._recent += self._last
-        self.samples += global_size
-        self._wait_s += wait_s
-        self._last_wait_s = wait_s
+        self.samples += batch.global_size
+        self._wait_s += batch.wait_s
+        self._last_wait_s = batch.wait_s
+        self._ready += batch.ready
         self._done += 1
         if self._done == min(WARM_UP_STEPS, (self.steps - self.behind) // 2):
             self._synchronize()
             self._measured_from = (self.samples, time.perf_counter())
         line = None
         if (self.number - 1) % self.print_freq == 0 or self.number == self.steps:
-            line = self._print(global_size)
+            line = self._print(batch.global_size)
         elif self.samples - self._read > _READ_AT_LEAST_EVERY:
             self._read_sums()
-        self._live.show(
-            self._done, self.steps - self.behind, self.samples, time.perf_counter() - self._begin, self._wait_s
-        )
+        elif self._live.due():
+            self._live.draw(
+                done=self._done,
+                behind=self.behind,
+                steps=self.steps,
+                later_steps=self.later_steps,
+                samples=self.samples,
+                stall_s=self._stall_s() - self._stall_at_begin_s,
+                ready=batch.ready,
+                slots=self._slots,
+                loss=self._loss,
+            )
         return line
 
     @property
@@ -109,20 +157,26 @@ class EpochLog:
 
     def _read_sums(self) -> list[float]:
         """Fetch what the device has summed, here the host waits for it; returns the last step's part."""
-        recent, last = self._total(torch.stack((self._recent, self._last))).tolist()
+        stalls_s = [0.0] * len(self._stalls_s)  # each rank's in its own place: their sum is all of them
+        stall_s = self._stall_s()
+        stalls_s[self._rank] = stall_s - self._stall_read_s
+        values = torch.cat((self._recent, self._last, self._recent.new_tensor(stalls_s)))
+        result: list[Any] = self._total(values).tolist()
         self._recent.zero_()
-        new = (self.samples - self._read, *recent)
+        new = (self.samples - self._read, *result[:3])
         self._sums = Sums(*(a + b for a, b in zip(self._sums, new, strict=True)))
         self._read = self.samples
-        result: list[float] = last
-        return result
+        self._stalls_s = [a + b for a, b in zip(self._stalls_s, result[6:], strict=True)]
+        self._stall_read_s = stall_s
+        return result[3:6]
 
     def _print(self, n: int) -> dict[str, float]:
         loss, acc1, acc5 = (value / n for value in self._read_sums())
         self._end = time.perf_counter()
+        self._loss = loss
         mean = self.averages()
-        step_s = (self._end - self._line_at[1]) / max(1, self._done - self._line_at[0])
-        self._line_at = (self._done, self._end)
+        recent = self.recent = self._since_last_line()
+        step_s = recent.wall_s / recent.steps
         width = len(str(self.steps))
         fields = (
             f"{self.prefix}[{self.number - 1:{width}d}/{self.steps}]",
@@ -132,15 +186,38 @@ class EpochLog:
             f"Acc@1 {100 * acc1:6.2f} ({mean['acc1']:6.2f})",
             f"Acc@5 {100 * acc5:6.2f} ({mean['acc5']:6.2f})",
         )
-        if not self._quiet:
+        if self._rank == 0:
             self._live.clear()
             print("\t".join(fields), flush=True)
-        return {"step": self.number - 1, "step_loss": loss, **mean}
+        return {
+            "step": self.number - 1,
+            "step_loss": loss,
+            **mean,
+            "recent_fps": recent.images_per_s,
+            "recent_stall_fraction": recent.stall_fraction,
+            "recent_ready_batches": recent.ready / recent.steps,
+        }
+
+    def _since_last_line(self) -> Span:
+        done, samples, at = self._line_at
+        stalls_s = (now - then for now, then in zip(self._stalls_s, self._stalls_at_line_s, strict=True))
+        span = Span(
+            steps=self._done - done,
+            wall_s=self._end - at,
+            stall_s=max(stalls_s),
+            images=self.samples - samples,
+            ready=self._ready - self._ready_at_line,
+        )
+        self._line_at = (self._done, self.samples, self._end)
+        self._stalls_at_line_s, self._ready_at_line = self._stalls_s, self._ready
+        return span
 
     def averages(self) -> dict[str, float]:
         """Means up to the last line, which every pass ends with, over all ranks.
 
         loss, acc1 and acc5 in percent, step_s and data_wait_s (this rank's) in seconds a step, fps in images/s.
+        stall_fraction is the share of the time in which the device had nothing to do because the host had no batch for
+        it, of the rank whose device stood still longest: the others wait for it, so its stall is the run's.
         """
         samples, *sums = self._sums
         loss, correct1, correct5 = (value / max(1, samples) for value in sums)
@@ -152,34 +229,10 @@ class EpochLog:
             "step_s": elapsed_s / max(1, self._done),
             "data_wait_s": self._wait_s / max(1, self._done),
             "fps": self._read / elapsed_s,
+            "stall_fraction": max(self._stalls_s) / elapsed_s,
         }
 
     def images_per_s(self) -> float:
         """FPS@all: pictures over time, the first ten steps left out (half of them where there are few)."""
         samples, since = self._measured_from
         return (self.samples - samples) / max(self._end - since, 1e-9)
-
-
-class Live:
-    """One line at the foot of a terminal that is always up to date; nothing where there is no terminal."""
-
-    def __init__(self, prefix: str, quiet: bool):
-        self._prefix = prefix
-        self._on = sys.stdout.isatty() and not quiet
-        self._shown = 0.0
-
-    def show(self, done: int, steps: int, samples: int, elapsed_s: float, wait_s: float) -> None:
-        now = time.monotonic()
-        if not self._on or now - self._shown < 0.2:
-            return
-        self._shown = now
-        left_s = elapsed_s / done * (steps - done)
-        text = (
-            f"{self._prefix}{done}/{steps}  {samples / elapsed_s:,.1f} img/s  "
-            f"waiting for data {100 * wait_s / elapsed_s:.0f} %  {int(left_s) // 60}:{int(left_s) % 60:02d} left"
-        )
-        print(f"\r{text}\x1b[K", end="" if done < steps else "\r\x1b[K", flush=True)
-
-    def clear(self) -> None:
-        if self._on:
-            print("\r\x1b[K", end="", flush=True)

@@ -14,6 +14,7 @@ from .interruptions import Every
 from .precision import LEVELS
 from .ranks import Ranks
 from .schedule import SCHEDULES
+from .tensorboard import find_writer
 
 SHUFFLES = ("auto", "global", "block")  # pipeline/config.py says what they are
 
@@ -167,6 +168,7 @@ class TrainOptions:
     shuffle_window: int = flag(32, "block: how many shards are mixed", type=int)
     seed: int = flag(0, "of the order, the crops and the weights", type=int)
     print_freq: int = flag(10, "steps between two log lines", "-p", type=int)
+    tensorboard: bool = flag(False, "write what goes to metrics.jsonl for TensorBoard too, to --output/tensorboard")
 
     def __post_init__(self) -> None:
         self._fill_in()
@@ -194,6 +196,8 @@ class TrainOptions:
             self._check("device_list", good, "different numbers of at least 0")
         if self.multiprocessing_distributed and self.world_size > 1 and not (self.addr or self.dist_url):
             raise ValueError(f"--world-size {self.world_size} needs --addr, the address of node 0")
+        if self.tensorboard:
+            find_writer()
 
     def _fill_in(self) -> None:
         """Defaults that hang on something else: the original has one script for one card and another for eight."""

@@ -16,10 +16,12 @@ from .checkpoints import BEST, Checkpoints, newest_whole, set_aside
 from .epoch_log import NOTHING, Sums
 from .inceptionv4 import InceptionV4
 from .interruptions import Interruptions, Stopped
+from .live import Live
 from .optimizer import Optimizer
 from .options import TrainOptions
 from .precision import Precision
 from .ranks import Agreement, Ranks
+from .tensorboard import FOLDER, Scalars
 
 METRICS = "metrics.jsonl"
 
@@ -38,6 +40,7 @@ class Run:
     epoch: int = 0  # the one that is under way
     position: int = 0  # how many of its samples all ranks together have behind them
     sums: Sums = NOTHING  # over these samples
+    global_step: int = 0  # steps of all epochs, at the last line
     best_acc1: float = 0.0
     loader_state: dict[str, Any] | None = None  # where the loader of the checkpoint stood, that this run goes on from
 
@@ -49,6 +52,8 @@ class Run:
         self.agreement = Agreement(self.ranks)
         self.interruptions = Interruptions(self.options.checkpoint_every, self.agreement)
         self.checkpoints = Checkpoints(self.options.output, keep=self.options.keep_checkpoints)
+        self.live = Live(quiet=not self.ranks.first)
+        self._scalars: Scalars | None = None
 
     def begin(self) -> None:
         """Go on where a checkpoint ends, or move an earlier run's files out of the way; all ranks with one model.
@@ -66,7 +71,7 @@ class Run:
             self._resume(Path(resume))
         elif self.options.evaluate and not self.options.pretrained:
             raise CheckpointError(f"--evaluate --resume auto: there is no checkpoint in {output}")
-        elif not self.options.evaluate and self.ranks.first and (earlier := set_aside(output, METRICS)):
+        elif not self.options.evaluate and self.ranks.first and (earlier := set_aside(output, METRICS, FOLDER)):
             self.say(f"note: an earlier run's files were moved to {earlier}")
         if self.ranks.many:  # DDP shares the weights, but not the masters that they are rounded from
             weights = self.optimizer.weights()
@@ -75,16 +80,32 @@ class Run:
             self.optimizer.load_weights(weights)
         self.parallel = self.ranks.parallel(self.model, next(self.model.parameters()).device)
 
+    def go_on_at(self, global_step: int) -> None:
+        """Training begins, with so many steps behind it."""
+        self.global_step = global_step
+        if self.options.tensorboard and self.ranks.first:
+            self._scalars = Scalars(self.options.output / FOLDER, behind=global_step)
+
+    def close(self) -> None:
+        """Finish what is being written, and leave the terminal as it was."""
+        self.live.clear()
+        self.checkpoints.close()
+        if self._scalars:
+            self._scalars.close()
+
     def say(self, line: str) -> None:
         """Print a line of the log."""
         if self.ranks.first:
+            self.live.clear()
             print(line, flush=True)
 
-    def metrics(self, **values: Any) -> None:
-        """Append one line to metrics.jsonl."""
+    def metrics(self, *, kind: str, **values: Any) -> None:
+        """Append one line to metrics.jsonl, and to TensorBoard's files where they were asked for."""
         if self.ranks.first:
             with open(self.options.output / METRICS, "a") as file:
-                file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+                file.write(json.dumps({"time": round(time.time(), 3), "kind": kind, **values}) + "\n")
+            if self._scalars:
+                self._scalars.write(kind, values, self.global_step)
 
     def save(self, loader_state: dict[str, Any], acc1: float | None = None) -> None:
         """Begin to write a checkpoint of what is behind us; it is written while training goes on.

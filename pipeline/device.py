@@ -77,8 +77,8 @@ class Device:
         context: contextlib.AbstractContextManager[Any] = self._api.stream(stream)
         return context
 
-    def new_event(self) -> Any:
-        return self._api.Event()
+    def new_event(self, *, timed: bool = False) -> Any:
+        return self._api.Event(enable_timing=timed)
 
     def name(self) -> str:
         """The model's name where the device tells it."""

@@ -8,12 +8,12 @@ rows are done it is a batch.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import time
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -54,7 +54,7 @@ class Batch:
     epoch: int
     end: int  # samples of the epoch that all ranks together have behind them with this step
     wait_s: float  # how long the trainer waited for it: 0 where the host keeps up
-    ready: int  # batches behind it that were decoded, and waited for the trainer, when it was handed out
+    ready: int  # batches behind it that were decoded, and waited in the ring, when it was handed out
 
 
 @dataclasses.dataclass
@@ -266,7 +266,7 @@ class Loader:
             epoch=flight.epoch,
             end=flight.end,
             wait_s=wait_s,
-            ready=sum(not later.missing for later in itertools.islice(self._flights, self._handed_out, None)),
+            ready=sum(not later.missing for later in islice(self._flights, self._handed_out, None)),
         )
 
     def release(self) -> None:

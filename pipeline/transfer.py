@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .device import Device, pin_ring
+from .idle import IdleTime
 from .loader import Batch, Loader
 
 
@@ -27,6 +28,7 @@ class DeviceBatch:
     global_size: int  # samples that all ranks together have in this step
     end: int  # samples of the epoch that all ranks together have behind them with this step
     wait_s: float  # how long the trainer waited for the host
+    ready: int  # batches behind it that were decoded, and waited in the ring, when the loader handed it out
 
 
 def normalise(images_NHWC: Tensor, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
@@ -49,6 +51,15 @@ class Feed:
         self._ring = torch.from_numpy(loader.ring.memory)
         self._pinned = pin_ring(device, self._ring)
         self._stream = device.new_stream() if device.asynchronous else None
+        self._idle = IdleTime(device)
+        self._waited_s = 0.0
+
+    def stall_s(self) -> float:
+        """How long the device has waited for the host in all epochs, as far as is known by now. Nobody waits for it.
+
+        A device that computes while the host waits for it has waited as long as the host.
+        """
+        return self._waited_s if self._stream is None else self._idle.total_s()
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -56,6 +67,7 @@ class Feed:
     def __iter__(self) -> Iterator[DeviceBatch]:
         if self._stream is None:
             for batch in self.loader:
+                self._waited_s += batch.wait_s
                 yield self._normalised(_on_device(batch, batch.images, batch.labels.clone()))
         else:
             yield from self._overlapped()
@@ -69,11 +81,12 @@ class Feed:
                 following, event = self._copy(batch), self._event()
                 copied.append(event)
                 if ahead is not None:
-                    yield self._arrived(*ahead)
+                    yield self._handed_over(*ahead)
+                    self._idle.begin()
                 ahead = following, event
                 self._release(copied, keep=self.loader.config.slots - 1)
             if ahead is not None:
-                yield self._arrived(*ahead)
+                yield self._handed_over(*ahead)
             self._release(copied, keep=0)
         finally:  # an epoch that is broken off: its slots will be filled anew
             while copied:
@@ -96,13 +109,18 @@ class Feed:
         event.record(self._stream)
         return event
 
-    def _arrived(self, batch: DeviceBatch, copied: Any) -> DeviceBatch:
-        """The batch for the model, whose stream waits for the copy."""
+    def _handed_over(self, batch: DeviceBatch, copied: Any) -> DeviceBatch:
+        """The batch for the model; the device is idle until it has arrived."""
+        self._arrived(batch, copied)
+        self._idle.end()
+        return self._normalised(batch)
+
+    def _arrived(self, batch: DeviceBatch, copied: Any) -> None:
+        """Have the model's stream wait for the copy."""
         compute = self.device.current_stream()
         compute.wait_event(copied)
         for tensor in (batch.images, batch.labels):
             tensor.record_stream(compute)  # its memory must outlive its use there
-        return self._normalised(batch)
 
     def _release(self, copied: deque[Any], *, keep: int) -> None:
         """Give slots back to the loader, once they have been copied; wait only where more than ``keep`` are held."""
@@ -127,4 +145,11 @@ class Feed:
 
 
 def _on_device(batch: Batch, images: Tensor, labels: Tensor) -> DeviceBatch:
-    return DeviceBatch(images=images, labels=labels, global_size=batch.global_size, end=batch.end, wait_s=batch.wait_s)
+    return DeviceBatch(
+        images=images,
+        labels=labels,
+        global_size=batch.global_size,
+        end=batch.end,
+        wait_s=batch.wait_s,
+        ready=batch.ready,
+    )

@@ -65,6 +65,17 @@ class SlowShards(Shards):
         time.sleep(len(data) / self.bytes_per_s)
 
 
-def faulty(kind: type[FaultyFolder], folder: Folder, **fields: Any) -> FaultyFolder:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slow(Folder):
+    """A folder on a disk that takes its time over each picture."""
+
+    delay_s: float
+
+    def read(self, index: int) -> bytes:
+        time.sleep(self.delay_s)
+        return super().read(index)
+
+
+def faulty(kind: type[Folder], folder: Folder, **fields: Any) -> Folder:
     """A copy of a folder with a fault."""
     return kind(**vars(folder), **fields)

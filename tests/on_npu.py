@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from model.optimizer import Optimizer
 from model.precision import Precision
 from pipeline import ConfigError, PipelineConfig, build_loader
 from pipeline.device import Device, find_device
+from pipeline.idle import IdleTime
 from pipeline.transfer import DeviceBatch, Feed, normalise
 
 
@@ -37,8 +39,8 @@ def trains(*runs: str) -> dict[str, Any]:
 class WithoutWait(Feed):
     """The compute stream does not wait for the copy."""
 
-    def _arrived(self, batch: DeviceBatch, copied: Any) -> DeviceBatch:
-        return self._normalised(batch)
+    def _arrived(self, batch: DeviceBatch, copied: Any) -> None:
+        pass
 
 
 class WithoutHold(Feed):
@@ -78,6 +80,22 @@ def feeds(shards: str) -> dict[str, Any]:
             and torch.equal(labels, expected_labels)
             for (images, labels), (expected, expected_labels) in zip(got, want, strict=True)
         ]
+    return result | gaps(device)
+
+
+def gaps(device: Device) -> dict[str, Any]:
+    """What a host that waits 50 ms costs the card: with half a second of work queued, and with none. In seconds."""
+    pinned, result = torch.zeros(1000).pin_memory(), {}
+    for name, copies in (("busy", 25), ("idle", 0)):  # each is held up by 20 ms
+        idle = IdleTime(device)
+        for _ in range(copies):
+            pinned.to(device.torch_device, non_blocking=True)
+        idle.begin()
+        time.sleep(0.05)
+        idle.end()
+        early = idle.total_s()
+        device.synchronize()
+        result[name] = [early, idle.total_s()]
     return result
 
 

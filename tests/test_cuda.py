@@ -11,6 +11,7 @@ import torch
 
 from pipeline import PipelineConfig, build_loader
 from pipeline.device import find_device
+from pipeline.idle import IdleTime
 from pipeline.transfer import Feed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no cuda device here")
@@ -33,6 +34,21 @@ def test_cuda_nonblocking(shards: Path) -> None:
         assert time.perf_counter() - start < 0.5
         torch.cuda.synchronize()
         feed.close()
+
+
+def test_a_card_that_computes_does_not_stall() -> None:
+    """A host that waits 50 ms costs the card nothing where it has more work than that, and 50 ms where it has none."""
+    device = find_device("cuda")
+    stalls_s = []
+    for cycles in (2_000_000_000, 0):  # about a second
+        idle = IdleTime(device)
+        torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
+        idle.begin()
+        time.sleep(0.05)
+        idle.end()
+        torch.cuda.synchronize()
+        stalls_s.append(idle.total_s())
+    assert stalls_s[0] < 0.05 <= stalls_s[1]
 
 
 def test_a_slot_is_not_refilled_before_its_copy(shards: Path) -> None:

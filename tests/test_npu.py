@@ -107,6 +107,8 @@ def test_batches_arrive_whole_because_of_the_events(card: EmulatedCard, shards: 
     assert all(result["staged"])
     assert not all(result["without wait"])
     assert not all(result["without hold"])
+    assert result["busy"][0] == 0 <= result["busy"][1] < 0.05  # the card had work for longer than the host waited
+    assert result["idle"][1] >= 0.05
     assert result["workers with torch"] == 0
     assert result["workers on all cores"]
 

@@ -38,6 +38,7 @@ def test_log_lines_are_the_originals(two_epochs: tuple[str, Path]) -> None:
     lines = [line for line in out.splitlines() if line.startswith("Epoch")]
     assert len(lines) == 2 * 3  # 42 pictures in batches of 16
     assert all(TRAIN_LINE.fullmatch(line) for line in lines), lines
+    assert not set("\r\x1b") & set(out)  # the live line is for terminals
     assert len(re.findall(r"^batch_size: 16 \* FPS@all \d+\.\d{3}$", out, re.MULTILINE)) == 2
     assert len(re.findall(r"^ \* Acc@1 \d+\.\d{3} Acc@5 \d+\.\d{3}$", out, re.MULTILINE)) == 2
     # What the original's scripts do: the last field of the last FPS line; what follows Acc@1 in the last such line.
@@ -56,6 +57,21 @@ def test_metrics_count_every_picture(two_epochs: tuple[str, Path]) -> None:
     steps = metrics(output, "train")
     assert len(steps) == 6
     assert all(0 <= line["data_wait_s"] <= line["step_s"] for line in steps)
+
+
+def test_stalls_are_the_waits_of_a_device_that_computes_while_it_waits(two_epochs: tuple[str, Path]) -> None:
+    _, output = two_epochs
+    for epoch in range(2):
+        lines = [line for line in metrics(output, "train") if line["epoch"] == epoch]
+        for line in lines:
+            assert line["stall_fraction"] == pytest.approx(line["data_wait_s"] / line["step_s"], rel=1e-5, abs=1e-9)
+            assert 0 <= line["recent_ready_batches"] <= 3  # of 4 slots, one is handed out
+        seconds = [size / line["recent_fps"] for size, line in zip((16, 16, 10), lines, strict=True)]
+        stalls = [line["recent_stall_fraction"] * s for line, s in zip(lines, seconds, strict=True)]
+        assert sum(seconds) / 3 == pytest.approx(lines[-1]["step_s"])
+        assert sum(stalls) / sum(seconds) == pytest.approx(lines[-1]["stall_fraction"])
+        assert metrics(output, "epoch")[epoch]["stall_fraction"] == lines[-1]["stall_fraction"]
+    assert all(0 <= line["stall_fraction"] <= 1 for line in metrics(output, "val"))
 
 
 def test_the_checkpoint_has_the_originals_keys(two_epochs: tuple[str, Path]) -> None:

@@ -25,13 +25,13 @@ from pipeline.manifest import read_manifest
 from pipeline.shards import open_shards
 from pipeline.source import open_source
 from tests.conftest import ROOT
-from tests.faulty import Deadly, FaultyFolder, Stalling, faulty
+from tests.faulty import Deadly, Stalling, faulty
 from tests.test_loader import BACKENDS, SCRIPT, alive, build, epoch, gone, numbers
 
 Epoch = list[tuple[str, list[int], list[int]]]
 
 
-def faulty_loader(config: PipelineConfig, kind: type[FaultyFolder], **fields: Any) -> Loader:
+def faulty_loader(config: PipelineConfig, kind: type[Folder], **fields: Any) -> Loader:
     """A loader that reads a folder with a fault."""
     folder = open_source(config)
     assert isinstance(folder, Folder)

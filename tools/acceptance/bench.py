@@ -114,7 +114,14 @@ def noise(
     images = torch.randint(256, (size, pixels, pixels, 3), dtype=torch.uint8, generator=draw)
     labels = torch.randint(len(classes), (size,), generator=draw)
     ready = normalise(images, dtype, device.memory_format).to(device.torch_device)
-    return DeviceBatch(images=ready, labels=labels.to(device.torch_device), global_size=size, end=size, wait_s=0.0)
+    return DeviceBatch(
+        images=ready,
+        labels=labels.to(device.torch_device),
+        global_size=size,
+        end=size,
+        wait_s=0.0,
+        ready=0,
+    )
 
 
 def three_steps(bench: Bench, device: Device) -> tuple[list[float], dict[str, Tensor]]:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from model.epoch_log import WARM_UP_STEPS
 from model.run import METRICS
+from model.starvation import WARM_UP_STEPS
 from pipeline import build_loader
 from pipeline.device import find_device
 from pipeline.host import cores
