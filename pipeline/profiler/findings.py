@@ -256,7 +256,7 @@ def _sentence(judgement: Judgement, evidence: Evidence, host: Host, devices: int
         spare = evidence.supply / evidence.demand
         return f"NOT INPUT-BOUND: {asked}, {gives}, {spare:.1f} times that: the loader is not what limits them."
     what, why = _causes(evidence, host)[judgement.cause]
-    idle = f"they stand idle {100 * evidence.stall:.0f} % of the time, for {why}."
+    idle = f"they stand idle {100 * evidence.stall:.0f} % of the time, because {why}."
     helps = ""
     if best:
         gain = best.predicted_images_per_s / evidence.supply
@@ -273,10 +273,10 @@ def _causes(evidence: Evidence, host: Host) -> dict[Cause, tuple[str, str]]:
         "hand-over": ("hand-over", "the process that takes the batches is busy with moving them"),
         "decode": (
             "CPU decode",
-            f"all of its {cores} are at work on pictures, {each_ms:.2f} ms each",
+            f"its {cores} spend {each_ms:.2f} ms on each picture",
         ),
-        "workers": ("too few workers", f"{host.usual.workers} decode, and it has {cores}"),
-        "neighbour": ("other programs", f"these use {evidence.others:.1f} of its {cores}"),
+        "workers": ("too few workers", f"{host.usual.workers} of its {cores} decode"),
+        "neighbour": ("other programs", f"other programs use {evidence.others:.1f} of its {cores}"),
         "stragglers": (
             "a few slow pictures",
             f"1 in 100 takes {100 * evidence.slowest_share:.0f} % of the time of all",

@@ -74,6 +74,8 @@ def _stages(cpu_us: F64, wall_us: F64, together: npt.NDArray[np.bool_]) -> tuple
     stages = []
     for number in (READ, SPLICE, DECODE, RESIZE, HAND_OVER):
         cpu = cpu_us[:, number]
+        if not wall_us[:, number].any():  # nothing is spliced where pictures are read whole
+            continue
         p50, p99 = (None, None) if together[number] else np.percentile(cpu, (50, 99)).tolist()
         stages.append(
             Stage(
