@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from .any_loader import END, Epochs, Loop, Step, Timer
 from .cpu_clock import Use
 from .foreign_report import ForeignReport, Switch
 from .report import Rate
-from .switch import measure_switches, root_of
+from .switch import Found, find_pictures, measure_switches
 from .why import Why, why_slow
 
 _KEPT = 4  # batches that are replayed: more than a processor's cache holds
@@ -63,15 +62,15 @@ def profile(
     It measures for ``seconds``, or four steps where those take longer; the start of the loader's workers, three times,
     and where there are pictures some ten seconds to make shards of 512 of them, come on top.
 
-    Raises ConfigError for a loader without batches and a call that makes no sense; what ``step`` raises passes.
+    Raises ConfigError for a loader without batches and a call that makes no sense, and DataError where ``data`` holds
+    no pictures; what ``step`` raises passes.
     """
     if (step is None) == (demand is None):
         raise ConfigError("give a step, or a demand in images/s, one of the two")
     for name, value in (("seconds", seconds), ("demand", demand)):
         if value is not None and not value > 0:
             raise ConfigError(f"{name} must be above 0, was {value}")
-    if data is not None and not Path(data).is_dir():
-        raise ConfigError(f"no such folder: {data} (data: an ImageNet folder, or shards, with the loader's pictures)")
+    pictures = find_pictures(loader, data)
     timer = Timer(_counted(count or images_of), synchronize)
     epochs = Epochs(loader)
     kept = _keep(epochs)
@@ -79,7 +78,7 @@ def profile(
     wanted = replay.images_per_s if replay else float(demand or 0)
     alone = timer.time(epochs, lambda _: None, seconds * _ALONE)
     together = timer.time(epochs, step or _Cards(wanted, timer.count), seconds * _TOGETHER)
-    switches, note = _switches(loader, data, kept[0], epochs.workers, wanted, seconds * _SWITCH)
+    switches, note = _switches(pictures, kept[0], epochs.workers, wanted, seconds * _SWITCH)
     cores, use = available_cores(), alone.use
     why = why_slow(together.wait, alone, epochs.workers, cores)
     loops = [loop for loop in (replay, alone, together) if loop]
@@ -192,32 +191,26 @@ def _keep(epochs: Epochs) -> list[Any]:
 
 
 def _switches(
-    loader: Any, data: str | os.PathLike[str] | None, batch: Any, workers: int, demand: float, seconds: float
+    pictures: Found | str, batch: Any, workers: int, demand: float, seconds: float
 ) -> tuple[tuple[Switch, ...], str]:
-    """What a switch would give, and how that was measured, or why not.
-
-    Raises ConfigError and DataError where the caller has said where the pictures are, and they cannot be had.
-    """
-    root = Path(data) if data is not None else root_of(loader)
-    if root is None:
-        return (), "not measured: say with data= in which folder the loader's pictures are"
+    """What a switch would give, and how that was measured, or why not."""
     side = image_side(batch)
+    if isinstance(pictures, str):
+        return (), f"not measured: {pictures}"
     if side is None:
         return (), "not measured: the batches hold no images, NCHW or NHWC"
     try:
-        found = measure_switches(
-            root,
+        switches = measure_switches(
+            pictures,
             image_size=side,
             batch_size=images_of(batch),
             workers=min(max(1, workers), available_cores()),
             demand=demand,
             seconds=seconds,
         )
-    except (ConfigError, DataError) as error:
-        if data is not None:
-            raise
+    except DataError as error:  # what was measured until now is worth something too
         return (), f"not measured: {error}"
-    return found, f"some pictures of {root}, read from memory, as training crops of {side} px, uint8"
+    return switches, f"some pictures of {pictures.root}, read from memory, as training crops of {side} px, uint8"
 
 
 def _rate(name: str, label: str, loop: Loop) -> Rate:

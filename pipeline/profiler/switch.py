@@ -7,10 +7,10 @@ import os
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config import PipelineConfig
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..host import available_cores
 from ..loader import Loader
 from ..prepare import Recode, prepare
@@ -37,22 +37,43 @@ def root_of(loader: Any) -> Path | None:
     return None
 
 
+class Found(NamedTuple):
+    """A loader's pictures."""
+
+    root: Path
+    source: Source
+
+
+def find_pictures(loader: Any, data: str | os.PathLike[str] | None) -> Found | str:
+    """What ``data`` holds, or the root of the loader's data set; or why there is nothing.
+
+    Raises ConfigError and DataError where ``data`` holds no pictures.
+    """
+    root = data if data is not None else root_of(loader)
+    if root is None:
+        return "say with data= in which folder the loader's pictures are"
+    try:
+        return Found(Path(root), open_source(PipelineConfig(data=root)))
+    except (ConfigError, DataError) as error:
+        if data is not None:
+            raise
+        return str(error)
+
+
 def measure_switches(
-    data: Path, *, image_size: int, batch_size: int, workers: int, demand: float, seconds: float
+    found: Found, *, image_size: int, batch_size: int, workers: int, demand: float, seconds: float
 ) -> tuple[Switch, ...]:
     """Some of the pictures under this package's loader, as they are and as crop-addressed shards, in turns.
 
-    ``workers``: cores that decode. Raises ConfigError and DataError for pictures that cannot be had.
+    ``workers``: cores that decode. Raises DataError for pictures that cannot be read.
     """
-    config = PipelineConfig(data=data, image_size=image_size, batch_size=batch_size, workers=workers)
+    config = PipelineConfig(data=found.root, image_size=image_size, batch_size=batch_size, workers=workers)
     with contextlib.ExitStack() as stack:
-        source = open_source(config)
-        stack.callback(source.close)
-        nearby = stack.enter_context(Nearby(source))
+        nearby = stack.enter_context(Nearby(found.source))
         copies = nearby.as_they_are()
         ways = {"headrace, on the pictures as they are": copies}
         making_s = {}
-        if not source.crop_addressed:
+        if not found.source.crop_addressed:
             ways[_SHARDS] = nearby.made_anew("crop", available_cores())
             making_s[_SHARDS] = _making_s(copies) / available_cores()
         loaders = {name: stack.enter_context(Loader(config, source=source)) for name, source in ways.items()}
