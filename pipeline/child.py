@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def start_child(
-    module: str, *arguments: int, fds: Sequence[int], environment: Mapping[str, str] | None = None
+    module: str, *arguments: int | str, fds: Sequence[int], environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
     """Run ``main(*fds, *arguments)`` of a module of this package in a process of its own, which inherits ``fds``.
 

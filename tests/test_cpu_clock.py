@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,52 @@ def test_what_a_child_burns_is_ours() -> None:
         child.kill()
     assert os.getpid() in clock.read().by_process
     assert child.pid not in clock.read().by_process
+
+
+def test_what_has_ended_is_not_forgotten() -> None:
+    """A child that was there before, a grandchild that its parent waits for, and a thread: each burns 0.3 s."""
+    clock, burn = CpuClock(), BURN.format(0.3)
+    nested = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])\nprint(flush=True)\ninput()"
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    child = subprocess.Popen([sys.executable, "-c", f"print(flush=True)\ninput()\n{burn}"], **pipes)
+    parent = subprocess.Popen([sys.executable, "-c", f"print(flush=True)\ninput()\n{nested}"], **pipes)
+    with child, parent:
+        for process in (child, parent):
+            assert process.stdout
+            process.stdout.readline()
+        before = clock.read()
+        child.communicate(b"\n")
+        assert parent.stdin
+        assert parent.stdout
+        parent.stdin.write(b"\n")
+        parent.stdin.flush()
+        parent.stdout.readline()  # the grandchild has ended, its parent has not
+        middle = clock.read() - before
+        parent.communicate(b"\n")
+
+    def burn_here() -> None:
+        end = time.thread_time() + 0.3
+        while time.thread_time() < end:
+            pass
+
+    thread = threading.Thread(target=burn_here)
+    thread.start()
+    thread.join()
+    use = clock.read() - before
+    assert middle.ours_s == pytest.approx(0.6, abs=0.25)  # with an interpreter's start
+    assert use.by_process[os.getpid()] > 0.3
+    assert use.ours_s == pytest.approx(0.9, abs=0.3)
+    assert all(queued >= 0 for queued in use.queued.values())
+
+
+def test_two_stretches_add_up() -> None:
+    clock = CpuClock()
+    readings = [clock.read() for _ in range(3)]
+    both = (readings[1] - readings[0]) + (readings[2] - readings[1])
+    whole = readings[2] - readings[0]
+    assert both.seconds == pytest.approx(whole.seconds)
+    assert both.ours_s == pytest.approx(whole.ours_s)
+    assert both.by_process == pytest.approx(whole.by_process)
 
 
 def test_what_an_orphan_burns_is_the_others() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ..errors import ConfigError
+
+_CHANNELS = (1, 3, 4)
 
 
 def images_of(batch: Any) -> int:
@@ -35,10 +39,23 @@ def tensors(value: Any) -> Iterator[Any]:
         yield from tensors(vars(value))
 
 
+def image_side(batch: Any) -> int | None:
+    """The side in pixels of a batch's images, NCHW or NHWC, of a square with as many; None where there are none."""
+    for tensor in tensors(batch):
+        if tensor.ndim == 4:
+            _, *shape = tensor.shape
+            height, width = shape[:2] if shape[2] in _CHANNELS and shape[0] not in _CHANNELS else shape[1:]
+            return round(math.sqrt(height * width))
+    return None
+
+
 def copied(value: Any) -> Any:
     """A batch that stays as it is, where its loader uses the memory again."""
     if isinstance(value, Tensor):
-        return value.clone()
+        copy = value.detach().clone()
+        return copy.pin_memory() if value.is_pinned() else copy  # as fast to the device as the loader's own
+    if isinstance(value, np.ndarray):
+        return value.copy()
     if isinstance(value, Mapping):
         return type(value)({key: copied(part) for key, part in value.items()})  # type: ignore[call-arg]
     if isinstance(value, tuple) and hasattr(value, "_fields"):

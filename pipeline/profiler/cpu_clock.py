@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +22,9 @@ class Reading:
     """A moment."""
 
     wall_s: float
-    by_process: dict[int, float]  # CPU seconds since its start, user and system, of all its threads
-    ended_s: float  # of the processes that this one started and has seen end
-    queued_s: float  # for how long our threads were ready to run and had no core
+    by_process: dict[int, float]  # CPU seconds since its start, user and system, of all its threads, ended ones too
+    ended_s: float  # of processes that one of these has started and seen end
+    queued: dict[int, float]  # for how long each one's threads were ready to run and had no core
     busy_s: float  # of the cores that this process may use, since the machine was started
     stolen_s: float  # and what the hypervisor gave to other machines instead
 
@@ -33,13 +34,12 @@ class Reading:
         return sum(self.by_process.values()) + self.ended_s
 
     def __sub__(self, before: Reading) -> Use:
-        cpu_s = {pid: cpu_s - before.by_process.get(pid, 0.0) for pid, cpu_s in self.by_process.items()}
         return Use(
             seconds=self.wall_s - before.wall_s,
-            by_process=cpu_s,
+            by_process=_less(self.by_process, before.by_process),
             # What has ended meanwhile has gone from the one sum to the other, with all that it had used before.
             ours_s=self.ours_s - before.ours_s,
-            queued_s=math.inf if math.isinf(self.queued_s) else self.queued_s - before.queued_s,
+            queued=_less(self.queued, before.queued),
             busy_s=self.busy_s - before.busy_s,
             stolen_s=self.stolen_s - before.stolen_s,
         )
@@ -52,9 +52,25 @@ class Use:
     seconds: float
     by_process: dict[int, float]  # CPU seconds of this process and of each that it has started and that is alive
     ours_s: float  # of all of them, and of those that have ended
-    queued_s: float  # for how long the living were ready to run and had no core
+    queued: dict[int, float]  # for how long the living were ready to run and had no core; infinite: not known
     busy_s: float
     stolen_s: float
+
+    def __add__(self, other: Use) -> Use:
+        """Of two stretches of time."""
+        return Use(
+            seconds=self.seconds + other.seconds,
+            by_process=_plus(self.by_process, other.by_process),
+            ours_s=self.ours_s + other.ours_s,
+            queued=_plus(self.queued, other.queued),
+            busy_s=self.busy_s + other.busy_s,
+            stolen_s=self.stolen_s + other.stolen_s,
+        )
+
+    @property
+    def queued_s(self) -> float:
+        """For how long all of the living together were ready to run and had no core."""
+        return sum(self.queued.values())
 
     @property
     def ours_cores(self) -> float:
@@ -78,17 +94,17 @@ class CpuClock:
     def read(self) -> Reading:
         """Costs some 50 us a process."""
         busy_s, stolen_s = _cores_s(cores())
-        by_process, queued_s = {}, 0.0
+        by_process, queued, ended_s = {}, {}, 0.0
         for pid in family(os.getpid()):
             with contextlib.suppress(OSError):  # it has just ended
-                by_process[pid], waited_s = cpu_s(pid)
-                queued_s += waited_s
-        times = os.times()
+                seconds, waited_s = cpu_s(pid)
+                ended_s += _ended_s(pid)
+                by_process[pid], queued[pid] = seconds, waited_s
         return Reading(
             wall_s=time.perf_counter(),
             by_process=by_process,
-            queued_s=queued_s,
-            ended_s=times.children_user + times.children_system,
+            queued=queued,
+            ended_s=ended_s,
             busy_s=busy_s,
             stolen_s=stolen_s,
         )
@@ -106,14 +122,35 @@ def family(pid: int) -> Iterator[int]:
 def cpu_s(pid: int) -> tuple[float, float]:
     """Of a process, all its threads: CPU seconds, and seconds of waiting for a core. Raises OSError.
 
-    To the nanosecond where the kernel keeps count of it; else to the tick, and the waiting is not known: infinite.
+    The first to the nanosecond, as clock_getcpuclockid(3) does it: schedstat would forget threads that have ended,
+    such as a DataLoader's that pins an epoch's batches. The second is not known everywhere: then it is infinite.
     """
+    seconds = time.clock_gettime((~pid << 3) | 2)
     try:
         tasks = [(task / "schedstat").read_text().split() for task in Path(f"/proc/{pid}/task").iterdir()]
-        return sum(int(fields[0]) for fields in tasks) / 1e9, sum(int(fields[1]) for fields in tasks) / 1e9
+        return seconds, sum(int(fields[1]) for fields in tasks) / 1e9
     except (FileNotFoundError, IndexError, ValueError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS, math.inf  # utime and stime
+        return seconds, math.inf
+
+
+def _ended_s(pid: int) -> float:
+    """CPU seconds of the processes that a process has started and seen end, and of theirs."""
+    if pid == os.getpid():
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[13]) + int(fields[14])) / _TICKS  # cutime and cstime
+
+
+def _less(after: dict[int, float], before: dict[int, float]) -> dict[int, float]:
+    """What was added to each clock; one that has begun meanwhile began with 0, and so does one whose threads ended."""
+    return {
+        pid: math.inf if math.isinf(value) else max(0.0, value - before.get(pid, 0.0)) for pid, value in after.items()
+    }
+
+
+def _plus(some: dict[int, float], more: dict[int, float]) -> dict[int, float]:
+    return {pid: some.get(pid, 0.0) + more.get(pid, 0.0) for pid in some | more}
 
 
 def _cores_s(ours: frozenset[int]) -> tuple[float, float]:

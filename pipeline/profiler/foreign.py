@@ -10,48 +10,34 @@ them (what a switch would give).
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import itertools
 import os
+import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
-from ..config import PipelineConfig
+from .. import __version__
 from ..errors import ConfigError, DataError
 from ..host import available_cores
-from ..loader import Loader
-from ..source import open_source
-from .any_batch import copied, images_of, tensors
-from .cpu_clock import CpuClock, Use
+from .any_batch import copied, image_side, images_of
+from .any_loader import END, Epochs, Loop, Step, Timer
+from .cpu_clock import Use
 from .foreign_report import ForeignReport, Switch
-from .measure import take
-from .nearby import Nearby
-from .verdict import NOTHING
+from .report import Rate
+from .switch import Found, find_pictures, measure_switches
+from .why import Why, why_slow
 
-_KEPT = 4  # batches that are replayed
-_WINDOWS = 5
-_BUSY = 0.85  # of a core, or of all: then it is what limits
-Step = Callable[[Any], object]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Loop:
-    """One loop, timed: images/s of its windows, and who used the cores meanwhile."""
-
-    rates: tuple[float, ...]
-    wait: float  # of the time, the loop waited for the next batch
-    use: Use
-
-    @property
-    def images_per_s(self) -> float:
-        return statistics.median(self.rates)
+_KEPT = 4  # batches that are replayed: more than a processor's cache holds
+# Of the seconds, how much goes into each loop.
+_REPLAY, _ALONE, _TOGETHER, _SWITCH = 0.2, 0.25, 0.3, 0.25
+_SEEN = 0.01  # cores: what uses less is not listed
+_CROWDED = 0.2  # of the cores, in other hands while we wanted them: rates are not what they would be
 
 
 def profile(
@@ -66,24 +52,68 @@ def profile(
 ) -> ForeignReport:
     """Profile an iterable of batches, of which each pass is an epoch, under a step that trains one.
 
-    ``step(batch)`` copies the batch to the device and trains it; where it returns before the device is done,
-    ``synchronize()`` waits for it (default: of torch's accelerator, where there is one). Without a step, ``demand``
-    images/s are taken. ``count(batch)`` says how many pictures a batch has (default: the length of its first tensor).
-    ``data`` is an ImageNet folder, or shards, with the loader's pictures, to measure what a switch would give
-    (default: ``loader.dataset.root`` where there is one).
+    ``step(batch)`` copies the batch to the device and trains it, for real: the model goes on. On cuda and npu the
+    device's own clock tells how long it waits; for any other that works on its own, ``synchronize()`` waits for it
+    after each step (default: torch.accelerator's). Without a step, ``demand`` images/s are taken. ``count(batch)``
+    says how many pictures a batch has (default: the length of its first tensor). ``data`` is an ImageNet folder, or
+    shards, with the loader's pictures, to measure what a switch would give (default: the root of ``loader.dataset``
+    where there is one).
 
-    Raises ConfigError for a loader without batches and a call that makes no sense; what ``step`` raises passes.
+    It measures for ``seconds``, or four steps where those take longer; the start of the loader's workers, three times,
+    and where there are pictures some ten seconds to make shards of 512 of them, come on top.
+
+    Raises ConfigError for a loader without batches and a call that makes no sense, and DataError where ``data`` holds
+    no pictures; what ``step`` raises passes.
     """
     if (step is None) == (demand is None):
         raise ConfigError("give a step, or a demand in images/s, one of the two")
-    bench = _Bench(loader, count or images_of, synchronize or _synchronize, seconds / 4)
-    first_batch_s, kept = bench.keep()
-    wanted = bench.run(itertools.cycle(kept), step).images_per_s if step else float(demand or 0)
-    alone = bench.run(bench.epochs(), lambda _: None)
-    together = bench.run(bench.epochs(), step or _Cards(wanted, bench.count))
-    found = Path(data) if data is not None else _root_of(loader)
-    switches = _switches(found, kept, seconds / 8) if found else ()
-    return _report(wanted, alone, together, first_batch_s, switches, bench, found)
+    for name, value in (("seconds", seconds), ("demand", demand)):
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name} must be above 0, was {value}")
+    pictures = find_pictures(loader, data)
+    timer = Timer(_counted(count or images_of), synchronize)
+    epochs = Epochs(loader)
+    kept = _keep(epochs)
+    replay = timer.time(Epochs(itertools.cycle(kept)), step, seconds * _REPLAY) if step else None
+    wanted = replay.images_per_s if replay else float(demand or 0)
+    alone = timer.time(epochs, lambda _: None, seconds * _ALONE)
+    together = timer.time(epochs, step or _Cards(wanted, timer.count), seconds * _TOGETHER)
+    switches, note = _switches(pictures, kept[0], epochs.workers, wanted, seconds * _SWITCH)
+    cores, use = available_cores(), alone.use
+    why = why_slow(together.wait, alone, epochs.workers, cores)
+    loops = [loop for loop in (replay, alone, together) if loop]
+    return ForeignReport(
+        sentence=_sentence(why, wanted, alone, together, switches),
+        verdict=why.verdict,
+        cause=why.cause,
+        confidence=_confidence(loops, cores),
+        demand=wanted,
+        supply=alone.images_per_s,
+        together=together.images_per_s,
+        rates=(
+            _rate("demand", "the step alone, batches replayed", replay) if replay else _given(wanted),
+            _rate("supply", "the loader alone", alone),
+            _rate("together", "both, as in training", together),
+        ),
+        stall_fraction=together.wait,
+        head_room=wanted / together.images_per_s,
+        step_slower=together.busy_us / replay.busy_us - 1 if replay else 0.0,
+        first_batch_s=epochs.starts_s[0],
+        epoch_start_s=statistics.median(epochs.starts_s[1:]),
+        cpu_us_per_image=1e6 * use.ours_s / alone.images,
+        cores_by_process=_cores_by_process(use),
+        others_cores=use.others_cores,
+        cores=cores,
+        workers=epochs.workers,
+        switches=switches,
+        conditions=(
+            ("cores", f"{cores}, of which other programs used {use.others_cores:.1f} beside the loader alone"),
+            ("pictures", _counting(loops)),
+            ("batches", f"{timer.count(kept[0]):,} pictures; {_KEPT} were kept and replayed"),
+            ("switch", note),
+            ("versions", f"Python {platform.python_version()}, torch {torch.__version__}, headrace {__version__}"),
+        ),
+    )
 
 
 def profile_named(
@@ -98,16 +128,23 @@ def profile_named(
 
     Raises ConfigError where they are not there.
     """
+    found = _called(loader)
+    if not isinstance(found, Iterable):
+        raise ConfigError(f"{loader} must return an iterable of batches, returned a {type(found).__name__}")
+    train = _called(step) if step else None
+    if step and not callable(train):
+        raise ConfigError(f"{step} must return the step, a function of a batch, returned a {type(train).__name__}")
     return profile(
-        _named(loader)(),
-        _named(step)() if step else None,
+        found,
+        train,
         seconds=seconds,
         demand=None if step else demand,
         data=data,
     )
 
 
-def _named(spec: str) -> Callable[[], Any]:
+def _called(spec: str) -> Any:
+    """What a function of the user's returns."""
     module, _, name = spec.partition(":")
     if not module or not name:
         raise ConfigError(f"want MODULE:FUNCTION, such as mytrain:make_loader, got {spec!r}")
@@ -115,20 +152,13 @@ def _named(spec: str) -> Callable[[], Any]:
         sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise ConfigError(f"{spec}: {error}") from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{spec}: {error} (looked in {os.getcwd()} and where Python does)") from error
     except AttributeError as error:
         raise ConfigError(f"{spec}: module {module} has no {name}") from error
     if not callable(found):
         raise ConfigError(f"{spec} is no function")
-    function: Callable[[], Any] = found
-    return function
-
-
-def _synchronize() -> None:
-    accelerator = getattr(torch, "accelerator", None)
-    if accelerator and accelerator.is_available():
-        accelerator.synchronize()
+    return found()
 
 
 class _Cards:
@@ -141,170 +171,101 @@ class _Cards:
         time.sleep(self._count(batch) / self._images_per_s)
 
 
-class _Bench:
-    """A loader, and how its batches are counted."""
+def _counted(count: Callable[[Any], int]) -> Callable[[Any], int]:
+    def counted(batch: Any) -> int:
+        number = count(batch)
+        if number < 1:
+            raise ConfigError(f"a batch of type {type(batch).__name__} must hold a picture, counted {number}")
+        return number
 
-    def __init__(
-        self, loader: Iterable[Any], count: Callable[[Any], int], synchronize: Callable[[], None], seconds: float
-    ):
-        self.loader, self.count, self.synchronize, self.seconds = loader, count, synchronize, seconds
-        self.counted = 0
-
-    def keep(self) -> tuple[float, list[Any]]:
-        """Seconds until the first batch, and the first few."""
-        start = time.perf_counter()
-        first_s, kept = 0.0, []
-        for batch in self.loader:
-            first_s = first_s or time.perf_counter() - start
-            kept.append(copied(batch))
-            if len(kept) == _KEPT:
-                break
-        if not kept:
-            raise ConfigError("the loader has no batch")
-        return first_s, kept
-
-    def epochs(self) -> Iterator[Any]:
-        """Batches without end."""
-        while True:
-            empty = True
-            for batch in self.loader:
-                empty = False
-                yield batch
-            if empty:
-                raise ConfigError("the loader can be iterated only once: wrap it so that each iter() is a new epoch")
-
-    def run(self, batches: Iterable[Any], step: Step) -> Loop:
-        """Time some windows, behind a first part that only warms up."""
-        clock, iterator = CpuClock(), iter(batches)
-        rates: list[float] = []
-        wait_s = 0.0
-        images = steps = 0
-        start = None
-        window = time.perf_counter()
-        begin = window
-        while len(rates) < _WINDOWS:
-            asked = time.perf_counter()
-            batch = next(iterator)
-            wait_s += time.perf_counter() - asked
-            images += self.count(batch)
-            steps += 1
-            step(batch)
-            part = self.seconds / _WINDOWS
-            if steps < 2 or time.perf_counter() - window < part:
-                continue
-            self.synchronize()
-            now = time.perf_counter()
-            if start is None:  # that was the warm-up
-                start, begin, wait_s = clock.read(), now, 0.0
-            else:
-                rates.append(images / (now - window))
-                self.counted += images
-            images, steps, window = 0, 0, now
-        assert start is not None
-        return Loop(rates=tuple(rates), wait=wait_s / (window - begin), use=clock.read() - start)
+    return counted
 
 
-def _root_of(loader: Any) -> Path | None:
-    """The folder of a loader's pictures, as torchvision's data sets have it."""
-    root = getattr(getattr(loader, "dataset", None), "root", None)
-    return Path(root) if isinstance(root, str | os.PathLike) and Path(root).is_dir() else None
+def _keep(epochs: Epochs) -> list[Any]:
+    """The first few batches, as copies: loaders may use their memory again."""
+    kept: list[Any] = []
+    while len(kept) < _KEPT and (batch := epochs.next()) is not END:
+        kept.append(copied(batch))
+    epochs.leave()
+    return kept
 
 
-def _switches(root: Path, kept: Sequence[Any], seconds: float) -> tuple[Switch, ...]:
-    """This package's loader on some of the pictures, as they are and as crop-addressed shards."""
-    size = next((min(tensor.shape[-2:]) for tensor in tensors(kept[0]) if tensor.ndim == 4), 299)
-    config = PipelineConfig(data=root, image_size=int(size), workers=available_cores())
+def _switches(
+    pictures: Found | str, batch: Any, workers: int, demand: float, seconds: float
+) -> tuple[tuple[Switch, ...], str]:
+    """What a switch would give, and how that was measured, or why not."""
+    side = image_side(batch)
+    if isinstance(pictures, str):
+        return (), f"not measured: {pictures}"
+    if side is None:
+        return (), "not measured: the batches hold no images, NCHW or NHWC"
     try:
-        source = open_source(config)
-    except (ConfigError, DataError):
-        return ()
-    with Nearby(source) as nearby:
-        ways = {"headrace, on the pictures as they are": nearby.as_they_are()}
-        if not source.crop_addressed:
-            ways["headrace, on crop-addressed shards"] = nearby.made_anew("crop", available_cores())
-        source.close()
-        found = []
-        for name, copies in ways.items():
-            with Loader(config, source=copies) as loader:
-                taken = take(loader, seconds)
-            cpu_s = sum(taken.use.by_process.values())
-            found.append(
-                Switch(
-                    name=name,
-                    images_per_s=taken.images_per_s,
-                    cpu_us=cpu_s / taken.use.seconds / taken.images_per_s * 1e6,
-                )
-            )
-    return tuple(found)
+        switches = measure_switches(
+            pictures,
+            image_size=side,
+            batch_size=images_of(batch),
+            workers=min(max(1, workers), available_cores()),
+            demand=demand,
+            seconds=seconds,
+        )
+    except DataError as error:  # what was measured until now is worth something too
+        return (), f"not measured: {error}"
+    return switches, f"some pictures of {pictures.root}, read from memory, as training crops of {side} px, uint8"
 
 
-def _report(
-    demand: float,
-    alone: Loop,
-    together: Loop,
-    first_batch_s: float,
-    switches: tuple[Switch, ...],
-    bench: _Bench,
-    found: Path | None,
-) -> ForeignReport:
-    supply, use, cores = alone.images_per_s, alone.use, available_cores()
-    processes = {pid: cpu_s / use.seconds for pid, cpu_s in use.by_process.items()}
-    main = processes.pop(os.getpid())
-    workers = {pid: used for pid, used in processes.items() if used > 0.01}
-    verdict, cause, why = _cause(together.wait, main, workers, use, cores)
-    asked = f"the step takes {demand:,.0f} images/s, the loader gives {supply:,.0f} ({_spread(alone)})"
-    if verdict == "compute":
-        sentence = f"NOT INPUT-BOUND: {asked}: the step waits {100 * together.wait:.0f} % of the time."
-    else:
-        sentence = f"INPUT-BOUND ({why}): {asked}: the step waits {100 * together.wait:.0f} % of the time."
-        best = max(switches, key=lambda switch: switch.images_per_s, default=None)
-        if best and best.images_per_s > supply:
-            gain = best.images_per_s / supply
-            sentence += f" {best.name}: {best.images_per_s:,.0f} images/s, {gain:.1f} times as many."
-    named = {"the main process": main} | {f"worker {pid}": used for pid, used in workers.items()}
-    return ForeignReport(
-        sentence=sentence,
-        verdict=verdict,
-        cause=cause,
-        demand=demand,
-        supply=supply,
-        together=together.images_per_s,
-        stall_fraction=together.wait,
-        head_room=demand / supply,
-        first_batch_s=first_batch_s,
-        cpu_us_per_image=1e6 * use.ours_cores / supply,
-        cores_by_process=named,
-        others_cores=use.others_cores,
-        switches=switches,
-        conditions=(
-            ("cores", f"{cores}"),
-            ("pictures", f"{bench.counted:,} counted; medians of {_WINDOWS} windows behind a warm-up"),
-            ("first batch", f"after {first_batch_s:.2f} s"),
-            (
-                "switch",
-                f"measured on some pictures of {found}, read from memory" if switches else "not measured: data=",
-            ),
-            ("versions", f"torch {torch.__version__}"),
-        ),
+def _rate(name: str, label: str, loop: Loop) -> Rate:
+    low, high, note = min(loop.rates), max(loop.rates), ""
+    if name == "supply":
+        note = f"{1e6 * loop.use.ours_s / loop.images:,.0f} CPU us a picture"
+    if name == "together":
+        note = f"the step waits {100 * loop.wait:.0f} % of the time"
+    return Rate(
+        name=name, label=label, images_per_s=loop.images_per_s, low=low, high=high, repeats=len(loop.rates), note=note
     )
 
 
-def _cause(wait: float, main: float, workers: dict[int, float], use: Use, cores: int) -> tuple[str, str, str]:
-    """Verdict, cause, and its name in the sentence."""
-    if wait < NOTHING:
-        return "compute", "step", ""
-    ours = use.ours_cores
-    if ours + use.others_cores > _BUSY * cores:
-        if use.taken_cores > 0.2 * ours:
-            return "cpu", "neighbour", f"other programs use {use.others_cores:.1f} of {cores} cores"
-        if ours > _BUSY * cores / 2:
-            return "cpu", "decode", f"CPU: all {cores} cores are busy"
-    if main > _BUSY:
-        return "cpu", "main", "CPU: the main process is busy, and only one core can work for it"
-    if workers and statistics.median(workers.values()) > _BUSY:
-        return "cpu", "workers", f"too few workers: {len(workers)} are busy, and there are {cores} cores"
-    return "io", "waiting", "waiting: neither the workers nor the main process are busy: disk, network, or a lock"
+def _given(demand: float) -> Rate:
+    return Rate(
+        name="demand", label="the step", images_per_s=demand, low=demand, high=demand, repeats=1, note="as was said"
+    )
 
 
-def _spread(loop: Loop) -> str:
-    return f"{min(loop.rates):,.0f} to {max(loop.rates):,.0f}"
+def _counting(loops: Sequence[Loop]) -> str:
+    images, seconds = sum(loop.images for loop in loops), sum(loop.seconds for loop in loops)
+    windows = " + ".join(str(len(loop.rates)) for loop in loops)
+    return f"{images:,} counted in {seconds:.1f} s ({windows} windows), without the start of the loader and its epochs"
+
+
+def _cores_by_process(use: Use) -> dict[str, float]:
+    """Of the main process, of each other, and of those that have ended."""
+    cores = {pid: cpu_s / use.seconds for pid, cpu_s in use.by_process.items()}
+    named = {"the main process": cores.pop(os.getpid())}
+    named |= {f"worker {pid}": used for pid, used in cores.items() if used > _SEEN}
+    ended = use.ours_cores - sum(named.values())
+    return named | ({"workers that have ended": ended} if ended > _SEEN else {})
+
+
+def _confidence(loops: Sequence[Loop], cores: int) -> str:
+    if min(len(loop.rates) for loop in loops) < 3:
+        return "low: too few steps were measured, give more seconds"
+    if any(max(loop.rates) > 1.5 * min(loop.rates) for loop in loops):
+        return "low: a rate varied by half while it was measured"
+    taken = max(loop.use.taken_cores for loop in loops)
+    if taken > _CROWDED * cores:
+        return f"low: other programs took {taken:.1f} of {cores} cores"
+    return "high"
+
+
+def _sentence(why: Why, demand: float, alone: Loop, together: Loop, switches: Sequence[Switch]) -> str:
+    supply, waits = alone.images_per_s, f"the step waits {100 * together.wait:.0f} % of the time"
+    gives = f"{supply:,.0f} ({min(alone.rates):,.0f} to {max(alone.rates):,.0f})"
+    asked = f"the step takes {demand:,.0f} images/s, the loader gives {gives}"
+    if why.verdict == "compute":
+        return f"NOT INPUT-BOUND: {asked}, {supply / demand:.1f} times as many: {waits}."
+    beside = "" if supply < demand else f", but {together.images_per_s:,.0f} beside the step"
+    sentence = f"INPUT-BOUND ({why.words}): {asked}{beside}: {waits}."
+    best = max(switches, key=lambda switch: switch.images_per_s, default=None)
+    if best and best.training_images_per_s > together.images_per_s:
+        gain = best.training_images_per_s / together.images_per_s
+        sentence += f" {best.name}, it trains {best.training_images_per_s:,.0f} images/s, {gain:.1f} times as many."
+    return sentence

@@ -5,14 +5,22 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from .report import Rate
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Switch:
-    """What this package's loader gives on some of the same pictures, with all cores."""
+    """What this package's loader gives on some of the same pictures."""
 
-    name: str  # "headrace on the folder", "headrace on crop-addressed shards"
-    images_per_s: float
-    cpu_us: float  # of a picture
+    name: str  # "headrace, on the pictures as they are", "headrace, on crop-addressed shards"
+    images_per_s: float  # median of turns with the other
+    low: float
+    high: float
+    cpu_us: float  # of a picture, over all processes
+    cores: int  # that decode
+    training_images_per_s: float  # what the step would get of it
+    stall_fraction: float  # of the time, the step would wait
+    making_s_per_million: float  # what a million such pictures cost once, on all cores; 0 where nothing is made
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,15 +30,21 @@ class ForeignReport:
     sentence: str
     verdict: str  # "compute", "cpu", "io"
     cause: str  # "step", "decode", "workers", "main", "neighbour", "waiting"
+    confidence: str  # "high", or "low: why"
     demand: float  # images/s that the step takes
     supply: float  # images/s that the loader gives
     together: float  # images/s of both
+    rates: tuple[Rate, ...]  # the same three, with their spread
     stall_fraction: float  # of the time, the step waits for the loader
-    head_room: float  # how many times the supply the step could take
+    head_room: float  # how many times as fast it would train if it never waited for the loader: demand / together
+    step_slower: float  # how much longer a step takes beside the loader than alone: 0.1 is a tenth
     first_batch_s: float
+    epoch_start_s: float  # later ones, median: with new workers, or the same
     cpu_us_per_image: float  # of all processes, with the loader alone
-    cores_by_process: dict[str, float]
+    cores_by_process: dict[str, float]  # with the loader alone
     others_cores: float
+    cores: int
+    workers: int  # processes that load, as the loader says
     switches: tuple[Switch, ...]
     conditions: tuple[tuple[str, str], ...]
 
@@ -39,23 +53,37 @@ class ForeignReport:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
+        cpu_us = self.cpu_us_per_image / sum(self.cores_by_process.values())
         lines = [
             self.sentence,
+            f"confidence: {self.confidence}",
             "",
-            f"  the step alone, batches replayed  {self.demand:10,.0f}/s",
-            f"  the loader alone                  {self.supply:10,.0f}/s   {self.cpu_us_per_image:,.0f} CPU us each",
-            f"  both, as in training              {self.together:10,.0f}/s   waiting {100 * self.stall_fraction:.0f} %",
+            *(f"  {rate.label:36s}{_figure(rate)}   {rate.note}" for rate in self.rates),
             "",
-            "cores in use by the loader alone",
-            *(f"  {name:32s} {used:5.2f}" for name, used in self.cores_by_process.items()),
-            f"  {'other programs':32s} {self.others_cores:5.2f}",
+            f"the first batch came after {self.first_batch_s:.2f} s, later epochs' after {self.epoch_start_s:.2f} s",
+            f"a step beside the loader against one alone: {100 * self.step_slower:+.0f} % time",
+            f"head room: a loader that is never waited for would train {self.head_room:.2f} times as fast",
+            "",
+            "the loader alone              cores   CPU us a picture",
+            *(f"  {name:26s}{used:7.2f}{used * cpu_us:12,.0f}" for name, used in self.cores_by_process.items()),
+            f"  {'other programs':26s}{self.others_cores:7.2f}",
         ]
         if self.switches:
-            lines += ["", "what a switch would give"]
+            lines += ["", f"what a switch would give, with {self.switches[0].cores} decode processes"]
         for switch in self.switches:
-            idle = max(0.0, 1 - switch.images_per_s / self.demand)
             lines.append(
-                f"  {switch.name:34s}{switch.images_per_s:8,.0f}/s   {switch.cpu_us:,.0f} CPU us a picture, "
-                f"the step would wait {100 * idle:.0f} %"
+                f"  {switch.name:38s}{switch.images_per_s:8,.0f}/s ({switch.low:,.0f} to {switch.high:,.0f}), "
+                f"{switch.cpu_us:,.0f} CPU us a picture: trains {switch.training_images_per_s:,.0f}/s, "
+                f"the step waits {100 * switch.stall_fraction:.0f} %"
             )
+            if switch.making_s_per_million:
+                lines.append(
+                    f"    made once, in {switch.making_s_per_million:,.0f} s for a million such pictures on "
+                    f"{self.cores} cores: python tools/make_shards.py SRC DST"
+                )
         return "\n".join([*lines, "", *(f"{name}: {value}" for name, value in self.conditions)])
+
+
+def _figure(rate: Rate) -> str:
+    spread = f"({rate.low:,.0f} to {rate.high:,.0f})" if rate.repeats > 1 else ""
+    return f"{rate.images_per_s:10,.0f}/s {spread:22s}"

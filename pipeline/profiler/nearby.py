@@ -6,11 +6,14 @@ What they cost there is preparation without a disk; and made anew as other shard
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from ..child import start_child
+from ..errors import DataError
 from ..folder import Folder
 from ..shards import Shards, open_shards
 from ..source import Source
@@ -81,9 +84,14 @@ class Nearby:
         """The same pictures as ``make_shards.py --jpeg`` makes them; what is damaged is left out."""
         root = self.root / jpeg
         if not root.exists():
-            write_shards(
-                WriterConfig(source=self.pictures, destination=root, jpeg=jpeg, workers=workers, on_error="skip")
-            )
+            # In a process of its own: workers that are spawned import the caller's script, which may be anybody's.
+            child = start_child("profiler.nearby", str(self.pictures), str(root), jpeg, workers, fds=())
+            try:
+                if child.wait():
+                    raise DataError(f"no shards could be made of {len(self)} of the pictures: the lines above say why")
+            finally:
+                child.kill()
+                child.wait()
         return open_shards(root, "train")
 
     def close(self) -> None:
@@ -95,6 +103,15 @@ class Nearby:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def main(source: str, destination: str, jpeg: str, workers: int) -> None:
+    """The process that makes shards."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))  # with it this process ends its own
+    config = WriterConfig(
+        source=Path(source), destination=Path(destination), jpeg=jpeg, workers=workers, on_error="skip"
+    )
+    write_shards(config)
 
 
 def _suffix(source: Source, number: int) -> str:

@@ -1,0 +1,114 @@
+"""What this package's loader gives on the pictures of somebody else's: measured, before anybody switches."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..config import PipelineConfig
+from ..errors import ConfigError, DataError
+from ..host import available_cores
+from ..loader import Loader
+from ..prepare import Recode, prepare
+from ..source import Source, open_source
+from .foreign_report import Switch
+from .measure import Taking, take
+from .nearby import Nearby
+
+_TURNS = 3
+_TIMED = 64  # pictures whose conversion is timed
+_AS_IT_IS = Recode(max_side=400, quality=90)  # of no use to --jpeg crop
+_SHARDS = "headrace, on crop-addressed shards"
+
+
+def root_of(loader: Any) -> Path | None:
+    """The folder of a loader's pictures, as torchvision's and timm's data sets have it."""
+    dataset: Any = getattr(loader, "dataset", None)
+    while hasattr(dataset, "dataset"):  # torch's Subset
+        dataset = dataset.dataset
+    for holder in (dataset, getattr(dataset, "reader", None)):
+        root = getattr(holder, "root", None)
+        if isinstance(root, str | os.PathLike) and Path(root).is_dir():
+            return Path(root)
+    return None
+
+
+class Found(NamedTuple):
+    """A loader's pictures."""
+
+    root: Path
+    source: Source
+
+
+def find_pictures(loader: Any, data: str | os.PathLike[str] | None) -> Found | str:
+    """What ``data`` holds, or the root of the loader's data set; or why there is nothing.
+
+    Raises ConfigError and DataError where ``data`` holds no pictures.
+    """
+    root = data if data is not None else root_of(loader)
+    if root is None:
+        return "say with data= in which folder the loader's pictures are"
+    try:
+        return Found(Path(root), open_source(PipelineConfig(data=root)))
+    except (ConfigError, DataError) as error:
+        if data is not None:
+            raise
+        return str(error)
+
+
+def measure_switches(
+    found: Found, *, image_size: int, batch_size: int, workers: int, demand: float, seconds: float
+) -> tuple[Switch, ...]:
+    """Some of the pictures under this package's loader, as they are and as crop-addressed shards, in turns.
+
+    ``workers``: cores that decode. Raises DataError for pictures that cannot be read.
+    """
+    config = PipelineConfig(data=found.root, image_size=image_size, batch_size=batch_size, workers=workers)
+    with contextlib.ExitStack() as stack:
+        nearby = stack.enter_context(Nearby(found.source))
+        copies = nearby.as_they_are()
+        ways = {"headrace, on the pictures as they are": copies}
+        making_s = {}
+        if not found.source.crop_addressed:
+            ways[_SHARDS] = nearby.made_anew("crop", available_cores())
+            making_s[_SHARDS] = _making_s(copies) / available_cores()
+        loaders = {name: stack.enter_context(Loader(config, source=source)) for name, source in ways.items()}
+        window_s = seconds / _TURNS / len(ways)
+        turns = [[take(loader, window_s, windows=2) for loader in loaders.values()] for _ in range(_TURNS)]
+        return tuple(
+            _switch(name, loader, [turn[place] for turn in turns], making_s.get(name, 0.0), demand)
+            for place, (name, loader) in enumerate(loaders.items())
+        )
+
+
+def _switch(name: str, loader: Loader, takings: list[Taking], making_s: float, demand: float) -> Switch:
+    rates = [rate for taking in takings for rate in taking.rates]
+    rate = statistics.median(rates)
+    cpu_s = sum(taking.use.by_process[pid] for taking in takings for pid in (os.getpid(), *loader.decode_pids))
+    return Switch(
+        name=name,
+        images_per_s=rate,
+        low=min(rates),
+        high=max(rates),
+        cpu_us=1e6 * cpu_s / sum(taking.images for taking in takings),
+        cores=loader.workers,
+        training_images_per_s=min(demand, rate),
+        stall_fraction=max(0.0, 1 - rate / demand),
+        making_s_per_million=1e6 * making_s,
+    )
+
+
+def _making_s(pictures: Source) -> float:
+    """CPU seconds that make_shards.py spends on a picture, mean of some: its own, behind the first, which loads it."""
+    spent = []
+    for number in range(min(_TIMED, len(pictures))):
+        data = pictures.read(number)
+        begin = time.thread_time()
+        with contextlib.suppress(DataError):  # it is left out
+            prepare("crop", data, _AS_IT_IS)
+        spent.append(time.thread_time() - begin)
+    return statistics.mean(spent[1:] or spent)
