@@ -23,6 +23,7 @@ from tests.faulty import SlowShards
 SMALL = ("--image-size", 64, "--batch-size", 8, "--workers", 1, "--seconds", 1)
 
 
+@pytest.mark.soak
 def test_the_report_is_what_the_contract_says(shards: Path, run: Run, tmp_path: Path) -> None:
     """A million images a second is too much for any host, and small pictures in memory cost CPU."""
     out, page, trace = tmp_path / "report.json", tmp_path / "report.html", tmp_path / "trace.json.gz"
