@@ -505,11 +505,12 @@ def test_train_takes_a_url(shards: Path, run_here: Run, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("tool", ["profile", "check"])
 def test_tools_that_need_a_folder_say_so(tool: str, capfd: pytest.CaptureFixture[str]) -> None:
-    from pipeline import check, profile
+    from pipeline import check
+    from pipeline.profiler import command
 
     argv = ["--shards", "s3://b/x"] if tool == "profile" else ["s3://b/x"]
     with pytest.raises(SystemExit) as ended:
-        run_tool(tool, lambda: {"profile": profile, "check": check}[tool].run(argv))
+        run_tool(tool, lambda: {"profile": command, "check": check}[tool].run(argv))
     assert ended.value.code == 2
     assert "reads a local folder of shards, got s3://b/x" in capfd.readouterr().err
 
