@@ -59,8 +59,9 @@ def profile(
     shards, with the loader's pictures, to measure what a switch would give (default: the root of ``loader.dataset``
     where there is one).
 
-    It measures for ``seconds``, or four steps where those take longer; the start of the loader's workers, three times,
-    and where there are pictures some ten seconds to make shards of 512 of them, come on top.
+    It measures for ``seconds``, or four steps where those take longer. On top come the start of the loader's workers,
+    three times or with each of its epochs (at most the same time again), and, where the pictures are found, some ten
+    seconds to make shards of 512 of them.
 
     Raises ConfigError for a loader without batches and a call that makes no sense, and DataError where ``data`` holds
     no pictures; what ``step`` raises passes.
