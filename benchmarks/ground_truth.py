@@ -41,10 +41,19 @@ from pipeline.transfer import DeviceBatch, Feed
 from tests.faulty import SlowShards
 
 
-class SlowFeed(Feed):
+class FreeFeed(Feed):
+    """A bus, and a device, that bring batches in no time."""
+
+    bytes_per_s = float("inf")
+
+    def _normalised(self, batch: DeviceBatch) -> DeviceBatch:
+        return batch
+
+
+class SlowFeed(FreeFeed):
     """A bus of so many bytes a second, whose copies nothing hides."""
 
-    bytes_per_s = 1e9
+    bytes_per_s = 100e6
 
     def _normalised(self, batch: DeviceBatch) -> DeviceBatch:
         time.sleep(batch.images.numel() / self.bytes_per_s)
@@ -62,7 +71,7 @@ class Plant:
     data: Callable[[Path], Path] | None = None  # an ImageNet folder instead of the shards
     around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     step_s: float | None = None  # of a real loop over a Feed, of which the copies are slow
-    feed: type[Feed] = Feed
+    feed: type[FreeFeed] = FreeFeed
 
 
 def slow_disk(root: Path) -> Source:
@@ -119,7 +128,7 @@ PLANTS = {
     "slow disk": Plant(cause="disk", demand=474.6, source=slow_disk),
     "one core": Plant(cause="decode", demand=3796.8, workers=1, around=one_core),
     "one worker": Plant(cause="workers", demand=3796.8, workers=1),
-    "monsters": Plant(cause="stragglers", demand=474.6, data=monsters),
+    "monsters": Plant(cause="stragglers", demand=700.0, data=monsters),
     "neighbour": Plant(cause="neighbour", demand=1500.0, around=neighbour),
     "slow bus": Plant(cause="transfer", demand=0, step_s=0.1, feed=SlowFeed),
     "slow model": Plant(cause="step", demand=0, step_s=0.4),
@@ -131,15 +140,16 @@ def count_stall(config: PipelineConfig, source: Source | None, demand: float, se
     """What the devices lack of the pictures that they could have trained in some seconds."""
     with Loader(config, source=source) as loader:
         cards = Cards(demand, slots=0)
-        begin, images, taken = 0.0, 0, 0
+        begin, images, taken, before = 0.0, 0, 0, 0
         while True:
             for batch in loader:
                 cards.take(len(batch.labels))
                 taken += 1
                 now = time.perf_counter()
+                images += before if begin else 0  # trained since the batch before this one was taken
+                before = len(batch.labels)
                 if not begin and taken > config.slots + 2:
-                    begin, images = now, -len(batch.labels)
-                images += len(batch.labels)
+                    begin = now
                 if begin and now - begin > seconds:
                     return 1 - images / (now - begin) / demand
 
@@ -148,11 +158,10 @@ def on_device(plant: Plant, config: PipelineConfig, seconds: float) -> tuple[OnD
     """The profiler's figures of a real loop, and the truth: what is planted, and nothing hides it."""
     assert plant.step_s is not None
     step_s, device = plant.step_s, find_device("cpu")
-    plant.feed.bytes_per_s = 100e6  # type: ignore[attr-defined]
     measured = measure_on_device(
         lambda loader: plant.feed(loader, device, torch.float32), lambda _: time.sleep(step_s), config, seconds
     )
-    picture_s = config.batch_size * config.image_size**2 * 3 / 100e6 if plant.feed is SlowFeed else 0.0
+    picture_s = config.batch_size * config.image_size**2 * 3 / plant.feed.bytes_per_s
     return measured, picture_s / (picture_s + step_s)
 
 
@@ -164,6 +173,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--only")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is planted is taken away
     named = close = total = 0
     print(f"{'planted':12s} {'verdict':10s} {'cause':12s} {'stall':>7s} {'truth':>7s}  sentence")
     for _ in range(args.turns):

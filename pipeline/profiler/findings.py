@@ -273,7 +273,7 @@ def _causes(evidence: Evidence, host: Host) -> dict[Cause, tuple[str, str]]:
         "hand-over": ("hand-over", "the process that takes the batches is busy with moving them"),
         "decode": (
             "CPU decode",
-            f"its {cores} spend {each_ms:.2f} ms on each picture",
+            f"a picture takes {each_ms:.2f} ms of its {cores}",
         ),
         "workers": ("too few workers", f"{host.usual.workers} of its {cores} decode"),
         "neighbour": ("other programs", f"other programs use {evidence.others:.1f} of its {cores}"),
@@ -306,6 +306,7 @@ def _conditions(config: PipelineConfig, host: Host, machine: Machine) -> tuple[t
         ("loader", loader),
         ("pictures", counted),
         ("rates", f"medians of {WINDOWS} windows; other ways in turns with the way as it is"),
+        ("run at the demand", f"{usual.asked:,.0f} images/s for {usual.at_demand.seconds:.1f} s"),
         ("other programs", f"{taking.use.others_cores:.2f} cores"),
         (
             "profiler",

@@ -7,7 +7,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,15 +19,14 @@ from ..transfer import DeviceBatch, Feed
 from .measure import WINDOWS
 
 Step = Callable[[DeviceBatch], object]
-_WARM_UP_STEPS = 3  # kernels are chosen, memory is allocated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Images/s of some windows."""
+    """Images/s of some windows, and how much of their time the host waited for batches."""
 
     rates: tuple[float, ...]
-    stall: float = 0.0  # of the time, the host waited for batches
+    wait: float
 
     @property
     def images_per_s(self) -> float:
@@ -40,17 +39,20 @@ class OnDevice:
 
     name: str
     synthetic: Speed  # S0: the same batch, on the device already
-    transferred: Speed  # S1: batches that the host has ready
+    transferred: Speed  # S1: batches that the host has ready; in turns with S0
     transfer_mb_per_s: float  # of them, with no step behind
     as_is: Speed  # with the loader
     asynchronous: bool  # whether it works while the host waits
 
     @property
     def stall(self) -> float:
-        """Of the time, the device had nothing to do: where it works on while the host waits, what it lacks in speed."""
+        """Of the time, the device had nothing to do. Where it works on while the host waits, that is what it lacks in
+        speed; else what the host waited for batches, and took to copy them.
+        """
         if self.asynchronous:
             return max(0.0, 1 - self.as_is.images_per_s / self.synthetic.images_per_s)
-        return self.as_is.stall
+        copying_s = max(0.0, 1 / self.transferred.images_per_s - 1 / self.synthetic.images_per_s)  # of a picture
+        return min(1.0, self.as_is.wait + copying_s * self.as_is.images_per_s)
 
 
 class Replayed:
@@ -95,21 +97,26 @@ def measure_on_device(
     """``feed_of`` opens a loader's feed to the device, ``step`` trains one batch and need not wait for it."""
     replayed = cast(Loader, Replayed(config))  # all of it that a feed uses
     feed = feed_of(replayed)
+    part = seconds / 4 / WINDOWS  # of one window
     try:
-        device, part = feed.device, seconds / 4
+        device, name = feed.device, feed.device.name()
         batches = iter(feed)
-        first = next(batches)
-        synthetic = _speed(itertools.repeat(first), step, device.synchronize, part)
-        transferred = _speed(batches, step, device.synchronize, part)
-        copied = _speed(batches, lambda _: None, device.synchronize, part / 4)
+        again = itertools.repeat(next(batches))
+        turns = [
+            [_window(source, step, device.synchronize, part) for source in (again, batches)] for _ in range(WINDOWS)
+        ]
+        copied = _window(batches, lambda _: None, device.synchronize, part)
         batches.close()  # type: ignore[attr-defined]  # it is a generator
-        name = device.name()
     finally:
         feed.close()
+    synthetic, transferred = (_speed(windows) for windows in zip(*turns, strict=True))
     with Loader(config) as loader:
         feed = feed_of(loader)
         try:
-            as_is = _speed(_for_ever(feed), step, device.synchronize, part, skip=config.slots)
+            batches = _for_ever(feed)
+            for _ in range(config.slots):
+                step(next(batches))
+            as_is = _speed([_window(batches, step, device.synchronize, part) for _ in range(WINDOWS)])
         finally:
             feed.close()
     return OnDevice(
@@ -127,29 +134,28 @@ def _for_ever(feed: Feed) -> Iterator[DeviceBatch]:
         yield from feed
 
 
-def _speed(
-    batches: Iterable[DeviceBatch], step: Step, synchronize: Callable[[], None], seconds: float, skip: int = 0
-) -> Speed:
-    """The rates of some windows, each of two steps at least, behind those that only warm up."""
-    rates: list[float] = []
-    images, wait_s, waited, begin, window = 0, 0.0, 0.0, 0.0, 0.0
-    steps = 0
-    for number, batch in enumerate(batches):
+class _Window(NamedTuple):
+    images_per_s: float
+    wait: float  # of the time
+
+
+def _speed(windows: Iterable[_Window]) -> Speed:
+    rates, waits = zip(*windows, strict=True)
+    return Speed(rates=rates, wait=statistics.median(waits))
+
+
+def _window(batches: Iterator[DeviceBatch], step: Step, synchronize: Callable[[], None], seconds: float) -> _Window:
+    """Some steps, two at least, behind one that only warms up."""
+    step(next(batches))
+    synchronize()
+    begin = time.perf_counter()
+    images, wait_s, steps = 0, 0.0, 0
+    while steps < 2 or time.perf_counter() - begin < seconds:
+        batch = next(batches)
         step(batch)
-        if number < _WARM_UP_STEPS + skip:
-            if number == _WARM_UP_STEPS + skip - 1:
-                synchronize()
-                begin = window = time.perf_counter()
-            continue
         images += len(batch.labels)
         wait_s += batch.wait_s
         steps += 1
-        if steps >= 2 and time.perf_counter() - window >= seconds / WINDOWS:
-            synchronize()
-            now = time.perf_counter()
-            rates.append(images / (now - window))
-            waited += wait_s
-            images, wait_s, steps, window = 0, 0.0, 0, now
-            if len(rates) == WINDOWS:
-                break
-    return Speed(rates=tuple(rates), stall=waited / (window - begin))
+    synchronize()
+    elapsed_s = time.perf_counter() - begin
+    return _Window(images / elapsed_s, wait_s / elapsed_s)
