@@ -108,7 +108,7 @@ def test_a_device_that_works_on_its_own_is_waited_for() -> None:
 def test_the_start_of_workers_is_reported_and_not_counted() -> None:
     """New ones for each epoch of 8 batches, which take 0.4 s to begin: beside the 0.064 s that the batches take."""
     slow = DataLoader(Pictures(sleep_s=0.002), batch_size=8, num_workers=2, worker_init_fn=slow_start)
-    report = profile(slow, demand=1e5, seconds=4.0)
+    report = profile(slow, demand=1e5, seconds=2.0)
     assert report.supply > 3 * 64 / 0.464
     assert min(report.first_batch_s, report.epoch_start_s) > 0.4
     assert report.workers == 2

@@ -7,6 +7,8 @@ from typing import Any
 
 from .report import Rate
 
+_LINES = 8  # of processes
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Switch:
@@ -58,14 +60,14 @@ class ForeignReport:
             self.sentence,
             f"confidence: {self.confidence}",
             "",
-            *(f"  {rate.label:36s}{_figure(rate)}   {rate.note}" for rate in self.rates),
+            *(f"  {rate.label:36s}{_figure(rate)}   {rate.note}".rstrip() for rate in self.rates),
             "",
             f"the first batch came after {self.first_batch_s:.2f} s, later epochs' after {self.epoch_start_s:.2f} s",
             f"a step beside the loader against one alone: {100 * self.step_slower:+.0f} % time",
             f"head room: a loader that is never waited for would train {self.head_room:.2f} times as fast",
             "",
             "the loader alone              cores   CPU us a picture",
-            *(f"  {name:26s}{used:7.2f}{used * cpu_us:12,.0f}" for name, used in self.cores_by_process.items()),
+            *(f"  {name:26s}{used:7.2f}{used * cpu_us:12,.0f}" for name, used in self._together().items()),
             f"  {'other programs':26s}{self.others_cores:7.2f}",
         ]
         if self.switches:
@@ -82,6 +84,13 @@ class ForeignReport:
                     f"{self.cores} cores: python tools/make_shards.py SRC DST"
                 )
         return "\n".join([*lines, "", *(f"{name}: {value}" for name, value in self.conditions)])
+
+    def _together(self) -> dict[str, float]:
+        """Cores by process; of many workers, such as an epoch's own, all in one line."""
+        main, *others = self.cores_by_process.items()
+        if len(others) > _LINES:
+            others = [(f"{len(others)} others, together", sum(used for _, used in others))]
+        return dict([main, *others])
 
 
 def _figure(rate: Rate) -> str:
