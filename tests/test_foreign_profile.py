@@ -139,6 +139,7 @@ def test_a_switch_is_measured_on_the_loaders_own_pictures(folder: Path) -> None:
     assert names == ["headrace, on the pictures as they are", "headrace, on crop-addressed shards"]
     for switch in report.switches:
         assert switch.low <= switch.images_per_s <= switch.high
+        assert switch.images_per_s == pytest.approx(switch.faster * report.supply)
         assert switch.cpu_us > 0
         assert switch.training_images_per_s == min(report.demand, switch.images_per_s)
         assert switch.cores == 1  # as many as load for the loader itself
@@ -182,6 +183,7 @@ def a_use(*, main: float, workers: float, queued: float = 0.0, others: float = 0
         (a_use(main=0.1, workers=1.9), 2, 0.0, "step"),
         (a_use(main=0.1, workers=1.85), 2, 0.5, "decode"),
         (a_use(main=0.1, workers=0.9), 1, 0.5, "workers"),
+        (a_use(main=0.1, workers=1.5), 2, 0.5, "decode"),  # a third worker has no core
         (a_use(main=0.1, workers=0.9, queued=0.9, others=1.0), 2, 0.5, "neighbour"),
         (a_use(main=0.1, workers=0.3, others=0.2), 2, 0.5, "waiting"),
         (a_use(main=0.1, workers=0.3, others=1.6), 2, 0.5, "waiting"),  # they have cores, and want none

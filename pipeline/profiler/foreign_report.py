@@ -15,7 +15,8 @@ class Switch:
     """What this package's loader gives on some of the same pictures."""
 
     name: str  # "headrace, on the pictures as they are", "headrace, on crop-addressed shards"
-    images_per_s: float  # median of turns with the other
+    faster: float  # times as fast as the loader as it is: median of turns with it
+    images_per_s: float  # that times the supply
     low: float
     high: float
     cpu_us: float  # of a picture, over all processes
@@ -75,6 +76,7 @@ class ForeignReport:
         for switch in self.switches:
             lines.append(
                 f"  {switch.name:38s}{switch.images_per_s:8,.0f}/s ({switch.low:,.0f} to {switch.high:,.0f}), "
+                f"{switch.faster:.1f} times as fast, "
                 f"{switch.cpu_us:,.0f} CPU us a picture: trains {switch.training_images_per_s:,.0f}/s, "
                 f"the step waits {100 * switch.stall_fraction:.0f} %"
             )
