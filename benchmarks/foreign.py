@@ -9,10 +9,10 @@ shards of all of them, in turns with the DataLoader.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from torchvision import datasets, transforms
 from pipeline import Loader, PipelineConfig
 from pipeline.host import available_cores
 from pipeline.profiler import profile
+from pipeline.profiler.any_batch import images_of
+from pipeline.profiler.any_loader import Epochs, Timer
 from pipeline.profiler.measure import take
 from pipeline.writer import WriterConfig, write_shards
 
@@ -39,17 +41,7 @@ def their_loader(pictures: Path) -> DataLoader[Any]:
         transforms.Normalize([0.5] * 3, [0.5] * 3),
     ]
     data = datasets.ImageFolder(str(pictures / "train"), transforms.Compose(steps))
-    return DataLoader(data, batch_size=64, shuffle=True, num_workers=available_cores(), persistent_workers=True)
-
-
-def epoch_rate(loader: DataLoader[Any]) -> float:
-    """Images/s of some epochs, without the first batches."""
-    images, begin = 0, 0.0
-    for _ in range(3):
-        for labels in (batch[1] for batch in loader):
-            images += len(labels) if begin else 0
-            begin = begin or time.perf_counter()
-    return images / (time.perf_counter() - begin)
+    return DataLoader(data, batch_size=64, shuffle=True, num_workers=available_cores())
 
 
 def main() -> None:
@@ -64,13 +56,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         shards = Path(scratch) / "shards"
         write_shards(WriterConfig(source=args.pictures, destination=shards, workers=available_cores()))
-        with Loader(PipelineConfig(shards=shards, workers=available_cores())) as ours:
-            turns = [(epoch_rate(theirs), take(ours, 2.0).images_per_s) for _ in range(args.turns)]
-    promised = report.switches[-1].images_per_s / report.supply
-    came = statistics.median(new / old for old, new in turns)
-    rates = ", ".join(f"{old:,.0f} -> {new:,.0f}" for old, new in turns)
-    off = 100 * (promised / came - 1)
-    print(f"\npromised: {promised:.2f} times as fast; it is {came:.2f} ({off:+.0f} %), by turn: {rates}")
+        config = PipelineConfig(shards=shards, batch_size=64, workers=report.switches[-1].cores)
+        with Loader(config) as ours:
+            timer, epochs = Timer(images_of, None), Epochs(theirs)
+            turns = [(timer.time(epochs, lambda _: None, 3.0), take(ours, 3.0)) for _ in range(args.turns)]
+            pids = (os.getpid(), *ours.decode_pids)
+    switch = report.switches[-1]
+    rates = ", ".join(f"{old.images_per_s:,.0f} -> {new.images_per_s:,.0f}" for old, new in turns)
+    cpu_us = [1e6 * sum(new.use.by_process[pid] for pid in pids) / new.images for _, new in turns]
+    print(f"\n{args.turns} turns of both, images/s: {rates}")
+    compare("times as fast", switch.faster, [n.images_per_s / o.images_per_s for o, n in turns])
+    compare("images/s", switch.images_per_s, [new.images_per_s for _, new in turns])
+    compare("CPU us a picture", switch.cpu_us, cpu_us)
+    before = [1e6 * old.use.ours_s / old.images for old, _ in turns]
+    compare("CPU us a picture, as it was", report.cpu_us_per_image, before)
+
+
+def compare(what: str, promised: float, came: list[float]) -> None:
+    """One line."""
+    middle = statistics.median(came)
+    spread = f"{min(came):,.2f} to {max(came):,.2f}"
+    print(
+        f"{what:28s} promised {promised:9,.2f}, came {middle:9,.2f} ({spread}): {100 * (promised / middle - 1):+.0f} %"
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from model.precision import Precision
 from pipeline import ConfigError, PipelineConfig, build_loader
 from pipeline.device import Device, find_device
 from pipeline.idle import IdleTime
+from pipeline.profiler import profile
 from pipeline.transfer import DeviceBatch, Feed, normalise
 
 
@@ -80,7 +82,7 @@ def feeds(shards: str) -> dict[str, Any]:
             and torch.equal(labels, expected_labels)
             for (images, labels), (expected, expected_labels) in zip(got, want, strict=True)
         ]
-    return result | gaps(device)
+    return result | gaps(device) | {"stall": profile_of_a_slow_loader(device)}
 
 
 def gaps(device: Device) -> dict[str, Any]:
@@ -97,6 +99,22 @@ def gaps(device: Device) -> dict[str, Any]:
         device.synchronize()
         result[name] = [early, idle.total_s()]
     return result
+
+
+def profile_of_a_slow_loader(device: Device) -> float:
+    """The stall that is reported where batches come after 40 ms, and a step is one copy, held up by 20 ms.
+
+    This process has nothing to do but wait for batches: the step returns at once.
+    """
+    pinned = torch.zeros(8, 1000).pin_memory()
+
+    class Slow:
+        def __iter__(self) -> Iterator[Tensor]:
+            for _ in range(20):
+                time.sleep(0.04)
+                yield pinned
+
+    return profile(Slow(), lambda batch: batch.to(device.torch_device, non_blocking=True), seconds=2.0).stall_fraction
 
 
 def saturates() -> dict[str, Any]:

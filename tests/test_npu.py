@@ -109,6 +109,7 @@ def test_batches_arrive_whole_because_of_the_events(card: EmulatedCard, shards: 
     assert not all(result["without hold"])
     assert result["busy"][0] == 0 <= result["busy"][1] < 0.05  # the card had work for longer than the host waited
     assert result["idle"][1] >= 0.05
+    assert 0.3 < result["stall"] < 0.7  # by the card's clock, half of the time; this process waited nearly all of it
     assert result["workers with torch"] == 0
     assert result["workers on all cores"]
 

@@ -16,6 +16,7 @@ from ..idle import IdleTime
 from .cpu_clock import CpuClock, Use
 
 WINDOWS = 5  # a rate is the median of so many
+_LONGEST = 2  # times the seconds that are counted: the rest is for the starts of short epochs
 END = object()  # of an epoch
 Step = Callable[[Any], object]
 
@@ -33,9 +34,15 @@ class Epochs:
 
     @property
     def running(self) -> bool:
-        """Whether the loader is past its start: each worker has had its first batch, or half the epoch is over."""
+        """Whether the loader is past its start, and has another batch.
+
+        Past its start, each worker has had its first batch, or half the epoch is over. Behind the last batch workers
+        are ended.
+        """
         start = max(1, self.workers)
-        return self._place >= (start if self._length is None else min(start, self._length // 2))
+        if self._length is None:
+            return self._place >= start
+        return min(start, self._length // 2) <= self._place < self._length
 
     def next(self) -> Any:
         """A batch, or END behind the last of each epoch.
@@ -120,35 +127,38 @@ class Timer:
         self._synchronize = synchronize
 
     def time(self, epochs: Epochs, step: Step, seconds: float) -> Loop:
-        """A loop of about ``seconds`` behind the first batch. At least one step is counted, however long it takes."""
+        """A loop of about ``seconds``, not counting the starts of the loader and of epochs; at most twice as long.
+
+        One step at least is counted, however long it takes.
+        """
         tally = _Tally(window_s=seconds / WINDOWS, together=max(1, epochs.workers))
         step(epochs.next())
         device = None if self._synchronize else device_in_use()
-        deadline = time.perf_counter() + seconds
-        while time.perf_counter() < deadline or not tally.images:
+        deadline = time.perf_counter() + _LONGEST * seconds
+        while not tally.images or (tally.total_s < seconds and time.perf_counter() < deadline):
             if epochs.running:
-                self._stretch(epochs, step, tally, device, deadline)
+                self._stretch(epochs, step, tally, device, min(deadline, time.perf_counter() + seconds - tally.total_s))
             elif (batch := epochs.next()) is not END:
                 step(batch)
         epochs.leave()
         return tally.loop()
 
     def _stretch(self, epochs: Epochs, step: Step, tally: _Tally, device: Device | None, deadline: float) -> None:
-        """As much of an epoch as there is before the deadline, and one step at least."""
+        """As much of an epoch as there is before the deadline, and the first step of all."""
         wait_for_device = device.synchronize if device else self._synchronize or _wait_for_others
         idle = IdleTime(device) if device else _HostWait()
         wait_for_device()
         clock = CpuClock()
         before, now = clock.read(), time.perf_counter()
         mark = now
-        while True:
-            asked_s, at_work_s = now, time.thread_time()
+        while epochs.running and (now < deadline or not tally.images):
+            before_s = time.thread_time()
             idle.begin()
             batch = epochs.next()
-            if batch is END:
+            if batch is END:  # of the first epoch, where nobody knew its length
                 break
             idle.end()
-            tally.add(self.count(batch), time.thread_time() - at_work_s)
+            tally.add(self.count(batch), time.thread_time() - before_s)
             step(batch)
             if not device:
                 wait_for_device()
@@ -158,13 +168,9 @@ class Timer:
                 now = time.perf_counter()
                 tally.close_window(now - mark)
                 mark = now
-            if now >= deadline:
-                break
         if device:
             device.synchronize()
             now = time.perf_counter()
-        elif batch is END:
-            now = asked_s  # what ends workers is not the loop's
         tally.pause(now - mark, idle.total_s(), clock.read() - before)
 
 
@@ -176,7 +182,7 @@ class _Tally:
         self._rates: list[float] = []
         self._window_images = self._window_steps = 0
         self._begun_s = 0.0  # of this window, in stretches before
-        self._total_s = self._idle_s = self._asking_s = 0.0
+        self.total_s = self._idle_s = self._asking_s = 0.0
         self._uses: list[Use] = []
         self.images = 0
 
@@ -193,23 +199,23 @@ class _Tally:
 
     def close_window(self, seconds: float) -> None:
         self._rates.append(self._window_images / (self._begun_s + seconds))
-        self._total_s += seconds
+        self.total_s += seconds
         self._window_images, self._window_steps, self._begun_s = 0, 0, 0.0
 
     def pause(self, seconds: float, idle_s: float, use: Use) -> None:
         """The stretch is over; the window goes on with the next."""
-        self._total_s += seconds
+        self.total_s += seconds
         self._begun_s += seconds
         self._idle_s += idle_s
         self._uses.append(use)
 
     def loop(self) -> Loop:
         return Loop(
-            rates=tuple(self._rates) or (self.images / self._total_s,),
+            rates=tuple(self._rates) or (self.images / self.total_s,),
             images=self.images,
-            seconds=self._total_s,
-            wait=min(1.0, self._idle_s / self._total_s),
-            asking=self._asking_s / self._total_s,
+            seconds=self.total_s,
+            wait=min(1.0, self._idle_s / self.total_s),
+            asking=self._asking_s / self.total_s,
             use=sum(self._uses[1:], self._uses[0]),
         )
 

@@ -35,7 +35,7 @@ from .why import Why, why_slow
 
 _KEPT = 4  # batches that are replayed: more than a processor's cache holds
 # Of the seconds, how much goes into each loop.
-_REPLAY, _ALONE, _TOGETHER, _SWITCH = 0.2, 0.25, 0.3, 0.25
+_REPLAY, _ALONE, _TOGETHER, _SWITCH = 0.15, 0.2, 0.25, 0.4
 _SEEN = 0.01  # cores: what uses less is not listed
 _CROWDED = 0.2  # of the cores, in other hands while we wanted them: rates are not what they would be
 
@@ -59,8 +59,9 @@ def profile(
     shards, with the loader's pictures, to measure what a switch would give (default: the root of ``loader.dataset``
     where there is one).
 
-    It measures for ``seconds``, or four steps where those take longer; the start of the loader's workers, three times,
-    and where there are pictures some ten seconds to make shards of 512 of them, come on top.
+    It measures for ``seconds``, or four steps where those take longer. On top come the start of the loader's workers,
+    six times or with each of its epochs (at most the same time again), and, where the pictures are found, some ten
+    seconds to make shards of 512 of them.
 
     Raises ConfigError for a loader without batches and a call that makes no sense, and DataError where ``data`` holds
     no pictures; what ``step`` raises passes.
@@ -78,7 +79,9 @@ def profile(
     wanted = replay.images_per_s if replay else float(demand or 0)
     alone = timer.time(epochs, lambda _: None, seconds * _ALONE)
     together = timer.time(epochs, step or _Cards(wanted, timer.count), seconds * _TOGETHER)
-    switches, note = _switches(pictures, kept[0], epochs.workers, wanted, seconds * _SWITCH)
+    switches, note = _switches(
+        pictures, kept[0], epochs, timer, supply=alone.images_per_s, demand=wanted, seconds=seconds * _SWITCH
+    )
     cores, use = available_cores(), alone.use
     why = why_slow(together.wait, alone, epochs.workers, cores)
     loops = [loop for loop in (replay, alone, together) if loop]
@@ -191,7 +194,14 @@ def _keep(epochs: Epochs) -> list[Any]:
 
 
 def _switches(
-    pictures: Found | str, batch: Any, workers: int, demand: float, seconds: float
+    pictures: Found | str,
+    batch: Any,
+    epochs: Epochs,
+    timer: Timer,
+    *,
+    supply: float,
+    demand: float,
+    seconds: float,
 ) -> tuple[tuple[Switch, ...], str]:
     """What a switch would give, and how that was measured, or why not."""
     side = image_side(batch)
@@ -202,15 +212,17 @@ def _switches(
     try:
         switches = measure_switches(
             pictures,
+            lambda turn_s: timer.time(epochs, lambda _: None, turn_s).images_per_s,
             image_size=side,
-            batch_size=images_of(batch),
-            workers=min(max(1, workers), available_cores()),
+            batch_size=timer.count(batch),
+            workers=min(max(1, epochs.workers), available_cores()),
+            supply=supply,
             demand=demand,
             seconds=seconds,
         )
     except DataError as error:  # what was measured until now is worth something too
         return (), f"not measured: {error}"
-    return switches, f"some pictures of {pictures.root}, read from memory, as training crops of {side} px, uint8"
+    return switches, f"in turns, on some pictures of {pictures.root} from memory, as training crops of {side} px, uint8"
 
 
 def _rate(name: str, label: str, loop: Loop) -> Rate:

@@ -7,13 +7,16 @@ from typing import Any
 
 from .report import Rate
 
+_LINES = 8  # of processes
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Switch:
     """What this package's loader gives on some of the same pictures."""
 
     name: str  # "headrace, on the pictures as they are", "headrace, on crop-addressed shards"
-    images_per_s: float  # median of turns with the other
+    faster: float  # times as fast as the loader as it is: median of turns with it
+    images_per_s: float  # that times the supply
     low: float
     high: float
     cpu_us: float  # of a picture, over all processes
@@ -58,14 +61,14 @@ class ForeignReport:
             self.sentence,
             f"confidence: {self.confidence}",
             "",
-            *(f"  {rate.label:36s}{_figure(rate)}   {rate.note}" for rate in self.rates),
+            *(f"  {rate.label:36s}{_figure(rate)}   {rate.note}".rstrip() for rate in self.rates),
             "",
             f"the first batch came after {self.first_batch_s:.2f} s, later epochs' after {self.epoch_start_s:.2f} s",
             f"a step beside the loader against one alone: {100 * self.step_slower:+.0f} % time",
             f"head room: a loader that is never waited for would train {self.head_room:.2f} times as fast",
             "",
             "the loader alone              cores   CPU us a picture",
-            *(f"  {name:26s}{used:7.2f}{used * cpu_us:12,.0f}" for name, used in self.cores_by_process.items()),
+            *(f"  {name:26s}{used:7.2f}{used * cpu_us:12,.0f}" for name, used in self._together().items()),
             f"  {'other programs':26s}{self.others_cores:7.2f}",
         ]
         if self.switches:
@@ -73,6 +76,7 @@ class ForeignReport:
         for switch in self.switches:
             lines.append(
                 f"  {switch.name:38s}{switch.images_per_s:8,.0f}/s ({switch.low:,.0f} to {switch.high:,.0f}), "
+                f"{switch.faster:.1f} times as fast, "
                 f"{switch.cpu_us:,.0f} CPU us a picture: trains {switch.training_images_per_s:,.0f}/s, "
                 f"the step waits {100 * switch.stall_fraction:.0f} %"
             )
@@ -82,6 +86,13 @@ class ForeignReport:
                     f"{self.cores} cores: python tools/make_shards.py SRC DST"
                 )
         return "\n".join([*lines, "", *(f"{name}: {value}" for name, value in self.conditions)])
+
+    def _together(self) -> dict[str, float]:
+        """Cores by process; of many workers, such as an epoch's own, all in one line."""
+        main, *others = self.cores_by_process.items()
+        if len(others) > _LINES:
+            others = [(f"{len(others)} others, together", sum(used for _, used in others))]
+        return dict([main, *others])
 
 
 def _figure(rate: Rate) -> str:

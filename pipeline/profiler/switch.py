@@ -6,6 +6,7 @@ import contextlib
 import os
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,10 +62,20 @@ def find_pictures(loader: Any, data: str | os.PathLike[str] | None) -> Found | s
 
 
 def measure_switches(
-    found: Found, *, image_size: int, batch_size: int, workers: int, demand: float, seconds: float
+    found: Found,
+    theirs: Callable[[float], float],
+    *,
+    image_size: int,
+    batch_size: int,
+    workers: int,
+    supply: float,
+    demand: float,
+    seconds: float,
 ) -> tuple[Switch, ...]:
-    """Some of the pictures under this package's loader, as they are and as crop-addressed shards, in turns.
+    """Some of the pictures under this package's loader, as they are and as crop-addressed shards.
 
+    They take turns with ``theirs``, the loader as it is: for so many seconds, in images/s. What counts is how many
+    times as fast they are, times the ``supply``: so that a machine that is busy now and then favours none.
     ``workers``: cores that decode. Raises DataError for pictures that cannot be read.
     """
     config = PipelineConfig(data=found.root, image_size=image_size, batch_size=batch_size, workers=workers)
@@ -77,29 +88,37 @@ def measure_switches(
             ways[_SHARDS] = nearby.made_anew("crop", available_cores())
             making_s[_SHARDS] = _making_s(copies) / available_cores()
         loaders = {name: stack.enter_context(Loader(config, source=source)) for name, source in ways.items()}
-        window_s = seconds / _TURNS / len(ways)
-        turns = [[take(loader, window_s, windows=2) for loader in loaders.values()] for _ in range(_TURNS)]
-        return tuple(
-            _switch(name, loader, [turn[place] for turn in turns], making_s.get(name, 0.0), demand)
-            for place, (name, loader) in enumerate(loaders.items())
-        )
+        turn_s = seconds / _TURNS / (1 + len(ways))
+        turns = [
+            (theirs(turn_s), [take(loader, turn_s, windows=1) for loader in loaders.values()]) for _ in range(_TURNS)
+        ]
+        switches = []
+        for place, (name, loader) in enumerate(loaders.items()):
+            takings = [ours[place] for _, ours in turns]
+            times = [taking.images_per_s / rate for taking, (rate, _) in zip(takings, turns, strict=True)]
+            rate = statistics.median(times) * supply
+            switches.append(
+                Switch(
+                    name=name,
+                    faster=statistics.median(times),
+                    images_per_s=rate,
+                    low=min(times) * supply,
+                    high=max(times) * supply,
+                    cpu_us=_cpu_us(loader, takings),
+                    cores=loader.workers,
+                    training_images_per_s=min(demand, rate),
+                    stall_fraction=max(0.0, 1 - rate / demand),
+                    making_s_per_million=1e6 * making_s.get(name, 0.0),
+                )
+            )
+    return tuple(switches)
 
 
-def _switch(name: str, loader: Loader, takings: list[Taking], making_s: float, demand: float) -> Switch:
-    rates = [rate for taking in takings for rate in taking.rates]
-    rate = statistics.median(rates)
-    cpu_s = sum(taking.use.by_process[pid] for taking in takings for pid in (os.getpid(), *loader.decode_pids))
-    return Switch(
-        name=name,
-        images_per_s=rate,
-        low=min(rates),
-        high=max(rates),
-        cpu_us=1e6 * cpu_s / sum(taking.images for taking in takings),
-        cores=loader.workers,
-        training_images_per_s=min(demand, rate),
-        stall_fraction=max(0.0, 1 - rate / demand),
-        making_s_per_million=1e6 * making_s,
-    )
+def _cpu_us(loader: Loader, takings: list[Taking]) -> float:
+    """Of a picture, over this loader's processes: those of the other ways are alive too."""
+    pids = (os.getpid(), *loader.decode_pids)
+    cpu_s = sum(taking.use.by_process[pid] for taking in takings for pid in pids)
+    return 1e6 * cpu_s / sum(taking.images for taking in takings)
 
 
 def _making_s(pictures: Source) -> float:

@@ -40,7 +40,7 @@ def why_slow(stall: float, alone: Loop, workers: int, cores: int) -> Why:
         waiting = 1 - wanted / max(1, workers)
         who = "its workers wait" if workers else "it waits"
         return Why("io", "waiting", f"waiting: {who} {100 * waiting:.0f} % of the time, for disk, network or a lock")
-    if use.ours_cores + use.others_cores < _BUSY * cores:
+    if workers < cores and use.ours_cores + use.others_cores < _BUSY * cores:
         what = f"its {workers} workers are" if workers else "it is"
         idle = cores - use.ours_cores - use.others_cores
         return Why("cpu", "workers", f"too few workers: {what} busy, and {idle:.1f} of {cores} cores are idle")
