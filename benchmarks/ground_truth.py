@@ -9,9 +9,11 @@ while they ask, in a run of its own, under the same plant.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,15 +112,16 @@ def neighbour() -> Iterator[None]:
 
 
 def monsters(root: Path) -> Path:
-    """The shards' pictures as a folder, 1 in 150 of them blown up to 24 megapixels."""
+    """The shards' pictures as a folder, 1 in 100 of them blown up to 24 megapixels."""
     shards = open_shards(root, "train")
     folder = Path(tempfile.mkdtemp(prefix="headrace-monsters-"))
+    atexit.register(shutil.rmtree, folder)
     (folder / "train" / "a").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(len(shards)):
         path = folder / "train" / "a" / f"{number:04d}.JPEG"
         path.write_bytes(shards.read(number))
-        if number % 150 == 7:
+        if number % 100 == 7:
             noise = Image.fromarray(rng.integers(0, 256, (750, 1000, 3), np.uint8)).resize((6000, 4000))
             noise.save(path, quality=92)
     return folder
@@ -128,7 +131,7 @@ PLANTS = {
     "slow disk": Plant(cause="disk", demand=474.6, source=slow_disk),
     "one core": Plant(cause="decode", demand=3796.8, workers=1, around=one_core),
     "one worker": Plant(cause="workers", demand=3796.8, workers=1),
-    "monsters": Plant(cause="stragglers", demand=700.0, data=monsters),
+    "monsters": Plant(cause="stragglers", demand=800.0, data=monsters),
     "neighbour": Plant(cause="neighbour", demand=1500.0, around=neighbour),
     "slow bus": Plant(cause="transfer", demand=0, step_s=0.1, feed=SlowFeed),
     "slow model": Plant(cause="step", demand=0, step_s=0.4),
