@@ -52,7 +52,8 @@ class OnDevice:
         if self.asynchronous:
             return max(0.0, 1 - self.as_is.images_per_s / self.synthetic.images_per_s)
         copying_s = max(0.0, 1 / self.transferred.images_per_s - 1 / self.synthetic.images_per_s)  # of a picture
-        return min(1.0, self.as_is.wait + copying_s * self.as_is.images_per_s)
+        # All windows count: the median one has no short batch, or nothing else.
+        return min(1.0, self.as_is.wait + copying_s * statistics.mean(self.as_is.rates))
 
 
 class Replayed:
@@ -141,7 +142,7 @@ class _Window(NamedTuple):
 
 def _speed(windows: Iterable[_Window]) -> Speed:
     rates, waits = zip(*windows, strict=True)
-    return Speed(rates=rates, wait=statistics.median(waits))
+    return Speed(rates=rates, wait=statistics.mean(waits))
 
 
 def _window(batches: Iterator[DeviceBatch], step: Step, synchronize: Callable[[], None], seconds: float) -> _Window:
