@@ -259,7 +259,10 @@ def _sentence(judgement: Judgement, evidence: Evidence, host: Host, devices: int
     idle = f"they stand idle {100 * evidence.stall:.0f} % of the time, because {why}."
     helps = ""
     if best:
-        gain = best.predicted_images_per_s / evidence.supply
+        trained = evidence.supply
+        if judgement.cause == "transfer":  # behind a slow bus that is less than the host gives
+            trained = max(0.01, 1 - evidence.stall) * evidence.demand
+        gain = best.predicted_images_per_s / trained
         helps = f" Best remedy: {best.action}: {gain:.1f} times as fast, {best.predicted_images_per_s:,.0f} images/s."
     return f"INPUT-BOUND ({what}): {asked}, {gives}: {idle}{helps}"
 
