@@ -75,7 +75,8 @@ def measure_switches(
     """Some of the pictures under this package's loader, as they are and as crop-addressed shards.
 
     They take turns with ``theirs``, the loader as it is: for so many seconds, in images/s. What counts is how many
-    times as fast they are, times the ``supply``: so that a machine that is busy now and then favours none.
+    times as fast they are, times the ``supply``, so that a machine that is busy now and then favours none; but no more
+    than these cores can do at the CPU time that a picture was seen to take.
     ``workers``: cores that decode. Raises DataError for pictures that cannot be read.
     """
     config = PipelineConfig(data=found.root, image_size=image_size, batch_size=batch_size, workers=workers)
@@ -95,16 +96,20 @@ def measure_switches(
         switches = []
         for place, (name, loader) in enumerate(loaders.items()):
             takings = [ours[place] for _, ours in turns]
-            times = [taking.images_per_s / rate for taking, (rate, _) in zip(takings, turns, strict=True)]
-            rate = statistics.median(times) * supply
+            cpu_us = _cpu_us(loader, takings)
+            most = 1e6 * available_cores() / cpu_us  # beyond it the ratio tells of a bad turn of theirs
+            rates = [
+                min(most, supply * taking.images_per_s / rate) for taking, (rate, _) in zip(takings, turns, strict=True)
+            ]
+            rate = statistics.median(rates)
             switches.append(
                 Switch(
                     name=name,
-                    faster=statistics.median(times),
+                    faster=rate / supply,
                     images_per_s=rate,
-                    low=min(times) * supply,
-                    high=max(times) * supply,
-                    cpu_us=_cpu_us(loader, takings),
+                    low=min(rates),
+                    high=max(rates),
+                    cpu_us=cpu_us,
                     cores=loader.workers,
                     training_images_per_s=min(demand, rate),
                     stall_fraction=max(0.0, 1 - rate / demand),
