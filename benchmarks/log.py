@@ -94,7 +94,7 @@ def main() -> None:
     span = Span(steps=10, wall_s=1.35, stall_s=0.01, images=640, ready=20)
     log = EpochLog(
         "Epoch: [0]", steps=10**9, print_freq=10**9, device=torch.device("cpu"), synchronize=lambda: None,
-        stall_s=lambda: 0.0, live=Live(quiet=True), slots=4,
+        stall_s=lambda: 0.0, live=Live(quiet=True), slots=4, rank=1, world_size=2,
     )  # fmt: skip
     batch, loss, logits_NK = Fed(torch.zeros(0, dtype=torch.int64)), torch.tensor(1.0), torch.zeros(0, 1000)
     line = dict.fromkeys("abcdefghijklm", 1.0)

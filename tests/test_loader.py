@@ -71,6 +71,16 @@ def test_a_batch_is_what_the_contract_says(shards: Path) -> None:
             assert batch.labels.tolist() == labels[batch.indices.numpy()].tolist()
 
 
+def test_a_batch_says_how_many_wait_behind_it(shards: Path) -> None:
+    """Of four slots, once all are decoded and as long as none is given back."""
+    with build(shards) as loader:
+        batches = loader.held_batches()
+        assert 0 <= next(batches).ready <= 3
+        while any(flight.missing for flight in loader._flights):
+            loader._collect()
+        assert [next(batches).ready for _ in range(3)] == [2, 1, 0]
+
+
 def test_a_folder_gives_the_same_pictures_as_its_shards(folder: Path, shards: Path) -> None:
     """Evaluation crops depend on the picture alone, so each picture can be matched by its pixels."""
     pictures = []
