@@ -115,6 +115,7 @@ def test_performance_on_one_card(one_card: Done, checkout: Path) -> None:
         assert f'"{name}": "{value}"' in recorded
 
 
+@pytest.mark.soak
 def test_training_and_scoring_on_several_cards(two_cards: Done, scored: Done, checkout: Path) -> None:
     """From test/, with a folder of pictures; the same score from the checkpoint, and nothing of the training lost."""
     output = checkout / "test/output/0"

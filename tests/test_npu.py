@@ -100,6 +100,7 @@ def test_the_checkpoint_is_on_the_host_in_fp32(trained: tuple[Path, Path]) -> No
     assert state["opt_level"] == "O2"
 
 
+@pytest.mark.soak
 def test_batches_arrive_whole_because_of_the_events(card: EmulatedCard, shards: Path) -> None:
     """Copies begin late on purpose: without either of the two waits the pixels are wrong, so this test sees them."""
     result = on_npu(card.environment(copy_delay_us=20_000), "feeds", shards)
@@ -114,6 +115,7 @@ def test_batches_arrive_whole_because_of_the_events(card: EmulatedCard, shards: 
     assert result["workers on all cores"]
 
 
+@pytest.mark.soak
 def test_two_ranks_over_hccl_train_as_one_on_the_cpu(card: EmulatedCard, folder: Path, tmp_path: Path) -> None:
     """As test_ranks.py has it over gloo: 21 pictures in global batches of 20, of which every second has 1 picture."""
     flags = (
