@@ -21,10 +21,13 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # Nor is torch to load torch_npu by itself: without CANN `import torch` would fail. The device table loads it.
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+# Where --compile keeps its kernels. torch's own choice is a folder in /tmp, which does not last.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.expanduser("~/.cache/headrace/compiled"))
 
 import torch
 from torch import Tensor
 
+from model.compiled import CompileError
 from model.epoch_log import NOTHING, EpochLog, Sums
 from model.inceptionv4 import InceptionV4, feature_size
 from model.interruptions import Stopped
@@ -42,7 +45,7 @@ from pipeline.device import Device, find_device
 from pipeline.host import available_cores
 from pipeline.sim import Cards
 from pipeline.source import holds_shards, splits_of
-from pipeline.transfer import DeviceBatch, Feed
+from pipeline.transfer import DeviceBatch, Feed, normalise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,18 +106,12 @@ def train(run: Run, feed: Feed, val: Feed | None) -> None:
     if run.epoch >= options.epochs:
         run.say(f"note: nothing to do: {run.epoch} epochs are done, --epochs is {options.epochs}")
     for epoch in range(run.epoch, options.epochs):
-        run.optimizer.lr = learning_rate(
-            epoch,
-            lr=options.lr,
-            epochs=options.epochs,
-            schedule=options.lr_schedule,
-            warm_up_epochs=options.warm_up_epochs,
-        )
         try:
             if run.position < feed.loader.samples:  # else the run was stopped while it was scored
                 train_epoch(run, feed, epoch, starvation)
-            run.ranks.average_statistics(run.model)
-            acc1 = evaluate(run, val, epoch) if val else None
+            run.average_statistics()
+            with run.averaged():
+                acc1 = evaluate(run, val, epoch) if val else None
         except Stopped as stopped:
             run.save(feed.loader.state_dict())
             run.stop(stopped)
@@ -143,10 +140,12 @@ def go_on(run: Run, feed: Feed) -> None:
 
 def train_epoch(run: Run, feed: Feed, epoch: int, starvation: Starvation) -> None:
     """One pass over the training split, or what is left of it, with the original's log lines."""
+    run.prepare(like_a_batch(run, feed))
     run.parallel.train()
     later = (run.options.epochs - epoch - 1) * len(feed)
     log = open_log(run, f"Epoch: [{epoch}]", feed, position=run.position, sums=run.sums, later_steps=later)
     for batch in feed:
+        run.optimizer.lr = rate(run.options, epoch, (log.number + 0.5) / log.steps)
         loss, logits_NK = train_step(run, batch)
         run.position = batch.end
         if line := log.step(batch, loss, logits_NK):
@@ -191,16 +190,24 @@ def check_loss(run: Run, epoch: int, line: dict[str, float]) -> None:
 
 def train_step(run: Run, batch: DeviceBatch) -> tuple[Tensor, Tensor]:
     """Forward, backward, step; nothing here waits for the device. Returns loss [] and logits [N, K]."""
-    if not len(batch.labels):
+    count = len(batch.labels)
+    if not count:
         return idle_step(run, batch)
-    with run.precision.autocast():
-        logits_NK = run.parallel(batch.images)
-    loss = run.criterion(logits_NK.float(), batch.labels)
+    place = {"epoch": run.epoch, "position": batch.end, "rank": run.ranks.rank}
+    parts = run.augment(batch.images, batch.labels, **place).parts(run.options.accumulate)
     # Gradients are averaged over the ranks. In an epoch's last step the ranks have unequal shares of the pictures.
-    share = len(batch.labels) * run.ranks.world_size / batch.global_size
-    run.optimizer.backward(loss if share == 1 else loss * share)
-    run.optimizer.step(run.options.clip_agc)
-    return loss.detach(), logits_NK.detach()
+    share = count * run.ranks.world_size / batch.global_size
+    losses, logits = [], []
+    for number, part in enumerate(parts, 1):
+        with contextlib.nullcontext() if number == len(parts) else run.ranks.apart(run.parallel):
+            logits_NK = run.forward(part.images)
+            loss = part.loss(run.criterion, logits_NK)
+            weight = len(part.labels) / count
+            run.optimizer.backward(loss if share * weight == 1 else loss * (share * weight), add=number > 1)
+        losses.append(loss.detach() * weight)
+        logits.append(logits_NK.detach())
+    run.update()
+    return (losses[0], logits[0]) if len(parts) == 1 else (torch.stack(losses).sum(), torch.cat(logits))
 
 
 def idle_step(run: Run, batch: DeviceBatch) -> tuple[Tensor, Tensor]:
@@ -209,7 +216,7 @@ def idle_step(run: Run, batch: DeviceBatch) -> tuple[Tensor, Tensor]:
     run.parallel.eval()  # a made-up picture is not to enter the running statistics
     logits_NK = run.parallel(batch.images.new_zeros(1, *batch.images.shape[1:]))
     run.optimizer.backward(logits_NK.float().sum() * 0)
-    run.optimizer.step(run.options.clip_agc)
+    run.update()
     run.parallel.train(mode)
     return logits_NK.new_zeros(()), logits_NK[:0].detach()
 
@@ -372,6 +379,25 @@ def make_output(options: TrainOptions) -> None:
         raise ConfigError(f"--output {options.output} cannot be made: {error.strerror}") from error
 
 
+def rate(options: TrainOptions, epoch: int, done: float) -> float:
+    """The learning rate in ``epoch``, of which ``done`` is behind us."""
+    return learning_rate(
+        epoch,
+        lr=options.lr,
+        epochs=options.epochs,
+        schedule=options.lr_schedule,
+        warm_up_epochs=options.warm_up_epochs,
+        done=done,
+    )
+
+
+def like_a_batch(run: Run, feed: Feed) -> Tensor:
+    """Pictures, all grey, of the shape and in the layout in which the model gets them."""
+    size, count = feed.loader.config.image_size, -(-feed.loader.config.batch_size // run.options.accumulate)
+    images = torch.full((count, size, size, 3), 127, dtype=torch.uint8, device=feed.device.torch_device)
+    return normalise(images, feed.dtype, feed.device.memory_format)
+
+
 def steps_behind(run: Run, feed: Feed, position: int) -> int:
     """How many steps it takes to ``position``, in samples of an epoch."""
     return -(-position // (feed.loader.config.batch_size * run.ranks.world_size))
@@ -451,6 +477,8 @@ def entry(argv: Sequence[str] | None = None) -> Callable[[], int]:
             return main(argv)
         except WeightsError as error:
             raise DataError(str(error)) from error
+        except CompileError as error:
+            raise ConfigError(str(error)) from error
 
     def rank() -> int:
         try:

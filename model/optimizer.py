@@ -90,9 +90,9 @@ class Optimizer:
         """How many steps of this object were skipped. Waits for the device."""
         return self._scale.skipped
 
-    def backward(self, loss: Tensor) -> None:
-        """Clear the gradients, then compute them from ``loss`` ([]) times the loss scale."""
-        for p in self._parameters:
+    def backward(self, loss: Tensor, *, add: bool = False) -> None:
+        """Compute the gradients of ``loss`` ([]) times the loss scale, and ``add`` them to those that are there."""
+        for p in self._parameters if not add else ():
             p.grad = None
         self._scale.apply(loss).backward()  # type: ignore[no-untyped-call]
 
@@ -114,6 +114,12 @@ class Optimizer:
         self._masters.give_weights()
         self._scale.update()
 
+    def sources(self) -> dict[str, Tensor]:
+        """By the names of the model's ``state_dict``: what holds each value most exactly, master or model."""
+        own: dict[str, Tensor] = self._model.state_dict(keep_vars=True)
+        return {name: self._master_of.get(tensor, tensor) for name, tensor in own.items()}
+
+    @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
         """The model's ``state_dict`` in fp32, with the masters' values for half parameters: a checkpoint is exact.
 
@@ -122,11 +128,10 @@ class Optimizer:
         """
         copies: dict[Tensor, Tensor] = {}
         weights = {}
-        for name, tensor in self._model.state_dict(keep_vars=True).items():
-            if tensor not in copies:
-                source = self._master_of.get(tensor, tensor).detach()
-                copies[tensor] = source.to(torch.float32 if source.is_floating_point() else source.dtype, copy=True)
-            weights[name] = copies[tensor]
+        for name, source in self.sources().items():
+            if source not in copies:
+                copies[source] = source.to(torch.float32 if source.is_floating_point() else source.dtype, copy=True)
+            weights[name] = copies[source]
         return weights
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from .compiled import MODES
 from .inceptionv4 import MIN_IMAGE_SIZE
 from .interruptions import Every
 from .precision import LEVELS
@@ -106,7 +107,8 @@ class TrainOptions:
     )  # fmt: skip
     lr: float = flag(None, "learning rate (default: 0.045; with several cards 0.1)", "--learning-rate", type=float)
     lr_schedule: str = flag(
-        None, "step: a tenth every 30 epochs; cosine: down to 0 (default: step; with several cards cosine)",
+        None, "step: a tenth every 30 epochs; cosine: down to 0, by the epoch; cosine-step: by the step "
+        "(default: step; with several cards cosine)",
         choices=SCHEDULES,
     )  # fmt: skip
     warm_up_epochs: int = flag(0, "epochs of rising learning rate", "--warm_up_epochs", type=int)
@@ -128,6 +130,19 @@ class TrainOptions:
         "dynamic, or a fixed factor (default: dynamic at O1 and O2 in float16, else 1)",
         type=_number_or("dynamic", float),
     )
+    accumulate: int = flag(
+        1, "take each step's pictures through the model in so many parts: the memory of one", type=int
+    )
+    compile: str | None = flag(
+        None, "compile the model first: default; reduce-overhead (CUDA graphs); max-autotune (minutes of trying)",
+        choices=MODES,
+    )  # fmt: skip
+    ema: float = flag(
+        0.0, "average the weights over the steps, score and save that too (try 0.9999; 0: off)", type=float
+    )
+    mixup: float = flag(0.0, "blend pairs of pictures: alpha (try 0.2; 0: off)", type=float)
+    cutmix: float = flag(0.0, "cut one picture into another: alpha (try 1; 0: off)", type=float)
+    erase: float = flag(0.0, "share of pictures in which a rectangle is erased (try 0.25; 0: off)", type=float)
     multiprocessing_distributed: bool = flag(False, "train on all cards of --device-list, a process each")
     device_list: tuple[int, ...] | None = flag(None, "cards such as 0,1,2,3 (default: all there are)", type=_cards)
     world_size: int = flag(1, "nodes, each of which runs this command", type=int)
@@ -174,11 +189,23 @@ class TrainOptions:
         self._fill_in()
         if (self.shards is None) == (self.data is None):
             raise ValueError("give --shards DST or --data FOLDER, one of the two")
-        for name in ("epochs", "batch_size", "print_freq", "keep_checkpoints", "shuffle_window"):
+        for name in ("epochs", "batch_size", "print_freq", "keep_checkpoints", "shuffle_window", "accumulate"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("start_epoch", "warm_up_epochs", "lr", "momentum", "weight_decay", "clip_agc", "seed"):
+        for name in (
+            "start_epoch",
+            "warm_up_epochs",
+            "lr",
+            "momentum",
+            "weight_decay",
+            "clip_agc",
+            "seed",
+            "mixup",
+            "cutmix",
+        ):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         self._check("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
+        self._check("ema", 0 <= self.ema < 1, "in [0, 1)")
+        self._check("erase", 0 <= self.erase <= 1, "in [0, 1]")
         self._check("image_size", self.image_size >= MIN_IMAGE_SIZE, f"at least {MIN_IMAGE_SIZE}")
         self._check("blocks", min(self.blocks) >= 0, "three counts of at least 0")
         self._check("num_classes", self.num_classes is None or self.num_classes >= 1, "at least 1")

@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -108,18 +108,21 @@ class Ranks:
         if self.many:
             dist.all_reduce(values, op=dist.ReduceOp.MAX)
 
-    @torch.no_grad()
-    def average_statistics(self, model: nn.Module) -> None:
-        """Make the batch norms' running statistics the mean over the ranks, so that all score and save one model.
+    @contextlib.contextmanager
+    def apart(self, model: nn.Module) -> Iterator[None]:
+        """Within it, gradients of what :meth:`parallel` returned stay each rank's own."""
+        with model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else contextlib.nullcontext():
+            yield
 
-        One collective for the whole network.
-        """
+    @torch.no_grad()
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Make each of these its mean over the ranks, in place: one collective for all of them."""
         if not self.many:
             return
-        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        flat = self.sum(torch.cat([buffer.float().reshape(-1) for buffer in buffers])) / self.world_size
-        for buffer, mean in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
+        each = list(tensors)
+        flat = self.sum(torch.cat([tensor.float().reshape(-1) for tensor in each])) / self.world_size
+        for tensor, mean in zip(each, torch.split(flat, [tensor.numel() for tensor in each]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
 
 class Agreement:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from .augmentation import Augmentation
+from .averaging import AveragedWeights
 from .checkpoint import CheckpointError, check_fit, load_checkpoint
 from .checkpoints import BEST, Checkpoints, newest_whole, set_aside
+from .compiled import Compiled
 from .epoch_log import NOTHING, Sums
 from .inceptionv4 import InceptionV4
 from .interruptions import Interruptions, Stopped
@@ -48,7 +53,12 @@ class Run:
         self.epoch = self.options.start_epoch
         # (1 - s) * NLL + s * mean(-log p), as in the original
         self.criterion = nn.CrossEntropyLoss(label_smoothing=self.options.label_smoothing)
+        self.augment = Augmentation(
+            mixup=self.options.mixup, cutmix=self.options.cutmix, erase=self.options.erase, seed=self.options.seed
+        )
+        self.average = AveragedWeights(self.optimizer.sources(), self.options.ema) if self.options.ema else None
         self.parallel: nn.Module = self.model  # what is trained: with several ranks it averages the gradients
+        self.network: Callable[[Tensor], Tensor] = self.model  # the same, compiled where that was asked for
         self.agreement = Agreement(self.ranks)
         self.interruptions = Interruptions(self.options.checkpoint_every, self.agreement)
         self.checkpoints = Checkpoints(self.options.output, keep=self.options.keep_checkpoints)
@@ -79,6 +89,49 @@ class Run:
                 self.ranks.share(value)
             self.optimizer.load_weights(weights)
         self.parallel = self.ranks.parallel(self.model, next(self.model.parameters()).device)
+        self.network = Compiled(self.parallel, self.options.compile) if self.options.compile else self.parallel
+
+    def prepare(self, images: Tensor) -> None:
+        """Compile for batches such as ``images``, where that was asked for. A collective. Raises CompileError."""
+        if not isinstance(self.network, Compiled):
+            return
+
+        def there_and_back(images: Tensor) -> None:
+            self.optimizer.backward(self.forward(images).sum() * 0)
+
+        self.parallel.train()
+        if seconds := self.network.prepare(images, there_and_back):
+            shape = "x".join(map(str, images.shape))
+            self.say(f"compiled for {shape} in {seconds:.1f} s; the kernels are kept for the next start")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[N, K]`` in fp32 of ``images`` ``[N, 3, S, S]``, by the network that is trained."""
+        with self.precision.autocast():
+            return self.network(images).float()
+
+    def update(self) -> None:
+        """Step, once the gradients are there."""
+        self.optimizer.step(self.options.clip_agc)
+        if self.average:
+            self.average.update()
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the model has the averaged weights, where there are any."""
+        if self.average is None:
+            yield
+            return
+        own = self.optimizer.weights()
+        self.optimizer.load_weights(self.average.weights())
+        try:
+            yield
+        finally:
+            self.optimizer.load_weights(own)
+
+    def average_statistics(self) -> None:
+        """Make the batch norms' running statistics the mean over the ranks, so that all score and save one model."""
+        statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        self.ranks.average([*statistics, *(self.average.statistics() if self.average else ())])
 
     def go_on_at(self, global_step: int) -> None:
         """Training begins, with so many steps behind it."""
@@ -113,7 +166,7 @@ class Run:
         ``loader_state``: of any rank. ``acc1``: the score, at the end of an epoch. A collective.
         """
         start = time.perf_counter()
-        self.ranks.average_statistics(self.model)
+        self.average_statistics()
         is_best = acc1 is not None and (acc1 > self.best_acc1 or not (self.options.output / BEST).exists())
         self.best_acc1 = max(self.best_acc1, acc1 or 0.0)
         self.interruptions.saved()
@@ -132,6 +185,8 @@ class Run:
             "loader": loader_state | {"epoch": self.epoch, "position": self.position},
             "sums": list(self.sums),
         }
+        if self.average:
+            state |= {"state_dict_ema": self.average.weights(), "ema_steps": self.average.steps}
         self.checkpoints.save(tree_map_only(Tensor, Tensor.cpu, state), is_best=is_best)
         if self.checkpoints.failed:
             self.say(f"note: {self.checkpoints.failed}; training goes on, the last one is {self.checkpoints.last}")
@@ -161,6 +216,7 @@ class Run:
             self.optimizer.load_weights(state["state_dict"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.optimizer.load_amp_state_dict(state.get("amp"))
+            self._load_average(state)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{path} does not fit the model: {reason}") from error
@@ -172,3 +228,14 @@ class Run:
         self.checkpoints.last = path
         where = f", sample {self.position:,}" if self.position else ""
         self.say(f"=> resumed from {path} (epoch {self.epoch}{where}, best Acc@1 {self.best_acc1:.3f})")
+
+    def _load_average(self, state: dict[str, Any]) -> None:
+        averaged = state.get("state_dict_ema")
+        if self.average:
+            # Of a run that did not average: it begins here.
+            self.average.load(averaged or self.optimizer.weights(), int(state.get("ema_steps", 0)) if averaged else 0)
+        elif averaged and self.options.evaluate:
+            self.optimizer.load_weights(averaged)
+            self.say("note: the averaged weights of this checkpoint (--ema) are scored")
+        elif averaged:
+            self.say("note: without --ema this run does not go on averaging the weights, as the checkpoint's did")
