@@ -6,8 +6,8 @@ the middle of [-1, 1].
 
 Sources: Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2017 (arXiv:1710.09412), which takes a batch's
 partners from the batch itself; Yun et al., "CutMix", 2019 (arXiv:1905.04899), algorithm 1; Zhong et al., "Random
-Erasing Data Augmentation", 2017 (arXiv:1708.04896), algorithm 1, with its 2 to 40 % of the area and aspects of 0.3 to 3.3; a
-rectangle that would not fit is cut off instead of drawn again.
+Erasing Data Augmentation", 2017 (arXiv:1708.04896), algorithm 1, with its 2 to 40 % of the area and aspects of 0.3 to
+3.3; a rectangle that would not fit is cut off instead of drawn again.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ Shapes below are channels x height x width for a 299 x 299 input.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -55,7 +57,7 @@ class PooledConv2d(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        pool, layer = self
+        pool, layer = self[0], cast(BasicConv2d, self[1])
         y: Tensor = layer.relu(layer.bn(pool(layer.conv(x))))
         return y
 

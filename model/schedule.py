@@ -21,7 +21,7 @@ def learning_rate(
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, was {schedule!r}")
     now = epoch + done if schedule == "cosine-step" else float(epoch)
     if now < warm_up_epochs:
-        return lr * (now / warm_up_epochs if schedule == "cosine-step" else (now + 1) / (warm_up_epochs + 1))
+        return lr * now / warm_up_epochs if schedule == "cosine-step" else lr * (epoch + 1) / (warm_up_epochs + 1)
     if schedule == "step":
         return lr * 0.1 ** (epoch // 30)
     return lr * 0.5 * (1 + math.cos(math.pi * (now - warm_up_epochs) / max(1, epochs - warm_up_epochs)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import importlib
 import importlib.metadata
@@ -208,6 +209,20 @@ def _unpin_cuda(memory: Tensor) -> None:
     runtime.cudaHostUnregister(memory.data_ptr())
 
 
+_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # mallopt(3)
+
+
+def _begin_cpu() -> None:
+    """Have freed memory kept for the next step: the kernel would hand it out anew page by page, each filled with zeros.
+
+    A step on a CPU frees and asks for some hundred megabytes: 2 to 3 % of its time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def _cpu_bf16_advice() -> str | None:
     if has_bf16_instructions():
         return None
@@ -248,6 +263,7 @@ DEVICES = {
         memory_format=torch.channels_last,
         low_precision=torch.bfloat16,
         collectives="gloo",
+        begin=_begin_cpu,
         bf16_advice=_cpu_bf16_advice,
     ),
     "sim": Device(
