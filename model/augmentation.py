@@ -105,7 +105,8 @@ def _erase(images: Tensor, likely: float, rng: np.random.Generator) -> None:
     """Set a rectangle of its own to 0 in each picture that has the bad luck, in place."""
     count, _, height, width = images.shape
     area = rng.uniform(*ERASED_AREA, count) * height * width * (rng.random(count) < likely)
-    aspect = np.exp(rng.uniform(*map(math.log, ERASED_ASPECT), count))
+    low, high = map(math.log, ERASED_ASPECT)
+    aspect = np.exp(rng.uniform(low, high, count))
     tall, wide = np.sqrt(area * aspect), np.sqrt(area / aspect)
     top, left = rng.random(count) * (height - tall).clip(0), rng.random(count) * (width - wide).clip(0)
     edges = torch.from_numpy(np.round([top, top + tall, left, left + wide]).astype(np.int32))
