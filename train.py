@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
     device = own_card(device, cards, ranks)
+    if options.compile and not device.compiles:
+        raise ConfigError(f"--compile: torch.compile writes no kernels for {device.kind}; leave it out")
     device.use()
     precision = Precision(
         level=options.opt_level,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,14 +15,15 @@ from .inceptionv4 import MIN_IMAGE_SIZE
 from .interruptions import Every
 from .precision import LEVELS
 from .ranks import Ranks
+from .recipe import read_recipe, recipe_names
 from .schedule import SCHEDULES
 from .tensorboard import find_writer
 
 SHUFFLES = ("auto", "global", "block")  # pipeline/config.py says what they are
 
 EXAMPLE = """examples:
-  python train.py --shards /data/shards --amp --batch-size 155 --lr .060546875 --epochs 240 --label-smoothing 0.1
-  python train.py --shards /data/shards --amp --multiprocessing-distributed --batch-size 1024 --lr .484375
+  python train.py --shards /data/shards --recipe original-1p
+  python train.py --shards /data/shards --recipe original-8p --multiprocessing-distributed
   torchrun --nproc-per-node 8 train.py --shards /data/shards --amp --batch-size 1024 --lr .484375
   python train.py --data /data/imagenet --device cpu --image-size 96 --blocks 1,1,1 --epochs 1
   python train.py --shards /data/shards --evaluate --resume output/model_best.pth.tar
@@ -83,6 +85,9 @@ class TrainOptions:
     shards: str | None = flag(None, "a folder that tools/make_shards.py wrote; its URL (s3://, gs://, https:// ...); "
                               "some of its tars: /data/train-{000000..000146}.tar")  # fmt: skip
     data: Path | None = flag(None, "an ImageNet folder (or a folder of shards)", type=Path)
+    recipe: str | None = flag(
+        None, f"a TOML file of these flags, or one of {', '.join(recipe_names())}; flags given here go before it"
+    )
     verify_shards: bool = flag(False, "read all shards through and compare their hashes first (from a URL: always)")
     cache_dir: Path | None = flag(None, "where shards from a URL are kept (default: ~/.cache/headrace)", type=Path)
     cache_gb: float = flag(100.0, "how much that may be, of all URLs, in 10^9 bytes", type=float)
@@ -280,8 +285,11 @@ def parse_options(argv: Sequence[str] | None = None) -> TrainOptions:
         parser.add_argument(
             *names, dest=field.name, default=default, help=text, metavar=metavar, **field.metadata["kwargs"]
         )
-    values = vars(parser.parse_args(argv))
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        return TrainOptions(**values)
+        if recipe := parser.parse_known_args(words)[0].recipe:
+            flags = {field.name.replace("_", "-") for field in dataclasses.fields(TrainOptions)} - {"recipe"}
+            words = [*read_recipe(recipe, flags), *words]
+        return TrainOptions(**vars(parser.parse_args(words)))
     except ValueError as error:
         parser.error(str(error))

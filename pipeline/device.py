@@ -30,6 +30,7 @@ class Device:
     memory_format: torch.memory_format  # the layout in which its convolutions are fastest
     low_precision: torch.dtype  # what --amp computes in
     collectives: str  # the backend of torch.distributed
+    compiles: bool = True  # whether torch.compile knows how to write kernels for it
     load: Callable[[], str | None] = lambda: None  # makes torch know the device; says in one line why it cannot
     begin: Callable[[], None] = lambda: None  # settings, once the device is chosen
     pin: Callable[[Tensor], bool] | None = None  # page-lock shared host memory, so that copies are asynchronous
@@ -239,6 +240,7 @@ DEVICES = {
         memory_format=torch.contiguous_format,
         low_precision=torch.float16,
         collectives="hccl",
+        compiles=False,
         load=_load_npu,
         begin=_begin_npu,
         pin=_pin_npu,
