@@ -88,6 +88,10 @@ class Run:
             for value in weights.values():
                 self.ranks.share(value)
             self.optimizer.load_weights(weights)
+        self.begin_network()
+
+    def begin_network(self) -> None:
+        """Wrap the model in what averages gradients over ranks, and compile that, where either was asked for."""
         self.parallel = self.ranks.parallel(self.model, next(self.model.parameters()).device)
         self.network = Compiled(self.parallel, self.options.compile) if self.options.compile else self.parallel
 
