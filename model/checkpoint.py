@@ -1,8 +1,9 @@
 """Training checkpoints, with the original's keys: read without running what is in them, compared before they are used.
 
 Keys: ``epoch`` (the one to go on with), ``arch``, ``state_dict`` (fp32, without ``module.``), ``best_acc1``,
-``optimizer``, ``amp``; and ours: ``blocks``, ``classes`` (names), ``loader`` (its position, and of which data) and
-``sums`` (of the epoch so far: samples, loss, correct at 1, at 5).
+``optimizer``, ``amp``; and ours: ``blocks``, ``classes`` (names), ``image_size``, ``loader`` (its position, and of
+which data), ``sums`` (of the epoch so far: samples, loss, correct at 1, at 5) and, with --ema, ``state_dict_ema`` and
+``ema_steps``.
 """
 
 from __future__ import annotations
@@ -59,12 +60,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def _check_kinds(state: dict[str, Any], path: Path) -> None:
     """Raises CheckpointError where a value is of another kind than the one that training goes on with."""
     weights, epoch, best = state["state_dict"], state["epoch"], state.get("best_acc1", 0.0)
+    averages = state.get("state_dict_ema")
     loader, sums = state.get("loader"), state.get("sums")
     fits = {
         "epoch": isinstance(epoch, int) and 0 <= epoch < 1 << 31,
         "arch": isinstance(state["arch"], str) and len(state["arch"]) < 100,
         "state_dict": isinstance(weights, dict)
         and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()),
+        "state_dict_ema": averages is None
+        or (
+            isinstance(averages, dict)
+            and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in averages.items())
+            and isinstance(state.get("ema_steps"), int)
+        ),
         "optimizer": isinstance(state["optimizer"], dict),
         "amp": isinstance(state.get("amp"), dict | None),
         # the original keeps the tensor that its accuracy is

@@ -228,7 +228,7 @@ class InceptionV4(nn.Module):
             raise ValueError(f"blocks must be three counts of at least 0, was {blocks}")
         super().__init__()
         n_a, n_b, n_c = blocks
-        self.blocks = tuple(blocks)
+        self.blocks = (n_a, n_b, n_c)
         self.num_classes = num_classes
         self.features = nn.Sequential(
             BasicConv2d(3, 32, 3, stride=2),  # 32 x 149 x 149

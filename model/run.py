@@ -186,6 +186,7 @@ class Run:
             "opt_level": self.precision.level,
             "blocks": list(self.options.blocks),
             "classes": list(self.classes),
+            "image_size": self.options.image_size,
             "loader": loader_state | {"epoch": self.epoch, "position": self.position},
             "sums": list(self.sums),
         }

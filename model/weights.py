@@ -55,7 +55,8 @@ def load_pretrained(model: InceptionV4, path: str | os.PathLike[str], *, new_hea
             count, or has values that are not finite. ``model`` is then as it was, to the last bit.
     """
     file = Path(path)
-    state, is_checkpoint = _state_dict(read_file(file), file)
+    contents = read_file(file)
+    state, is_checkpoint = _state_dict(contents, file)
     wanted = model.state_dict()
     for name in wanted.keys() - state.keys():
         # Files older than torch 0.4.1, Cadene's among them, have no such counters. With a fixed momentum nothing
@@ -73,9 +74,23 @@ def load_pretrained(model: InceptionV4, path: str | os.PathLike[str], *, new_hea
     # Only now is the model touched, and by something that can no longer fail.
     model.load_state_dict(state, strict=not new_head)
     classes = f"{model.last_linear.out_features:,} classes"
+    what = "averaged weights, " if _is_averaged(contents) else ""
     if new_head:
-        return f"loaded {file.name}: features only; the classifier of {classes} starts anew"
-    return f"loaded {file.name}: features and classifier of {classes}{note}"
+        return f"loaded {file.name}: {what}features only; the classifier of {classes} starts anew"
+    return f"loaded {file.name}: {what}features and classifier of {classes}{note}"
+
+
+def shape_of(contents: object, file: Path) -> tuple[int, tuple[int, int, int]]:
+    """How many classes, and which blocks, the network has that a file's ``contents`` are of. Raises WeightsError."""
+    state, _ = _state_dict(contents, file)
+    bias = state.get(_HEAD[1])
+    if bias is None or bias.ndim != 1 or not len(bias):
+        raise WeightsError(f"{file}: these are no weights of a classifier: there is no {_HEAD[1]}")
+    return len(bias), _blocks_of(state)
+
+
+def _is_averaged(contents: object) -> bool:
+    return isinstance(contents, Mapping) and "state_dict" in contents and bool(contents.get("state_dict_ema"))
 
 
 def read_file(file: Path) -> object:
@@ -142,9 +157,14 @@ def _read_safetensors(file: Path) -> object:
 
 
 def _state_dict(contents: object, file: Path) -> tuple[dict[str, Tensor], bool]:
-    """The tensors by name, without DataParallel's prefix, and whether they came out of a training checkpoint."""
+    """The tensors by name, without DataParallel's prefix, and whether they came out of a training checkpoint.
+
+    Of a checkpoint that has averaged weights, these.
+    """
     is_checkpoint = isinstance(contents, Mapping) and "state_dict" in contents
-    found = contents["state_dict"] if isinstance(contents, Mapping) and is_checkpoint else contents
+    found = contents
+    if isinstance(contents, Mapping) and is_checkpoint:
+        found = contents["state_dict_ema" if _is_averaged(contents) else "state_dict"]
     if not isinstance(found, Mapping):
         raise WeightsError(f"{file}: wanted tensors by name, got one {type(found).__name__}; save model.state_dict()")
     state = {name: value for name, value in found.items() if isinstance(name, str) and _is_plain(value)}
@@ -171,14 +191,10 @@ def _check_names(model: InceptionV4, state: Mapping[str, Tensor], wanted: Mappin
         return
     if missing == list(_HEAD) and not unknown:
         raise WeightsError(f"{file}: features without a classifier; load it with new_head=True to start a new one")
-    blocks = [0, 0, 0]
-    for name, value in state.items():
-        if re.fullmatch(r"features\.\d+\.branch0\.conv\.weight", name) and tuple(value.shape) in _BLOCK_KINDS:
-            blocks[_BLOCK_KINDS[tuple(value.shape)]] += 1
-    if "features.3.conv.conv.weight" in state and tuple(blocks) != model.blocks:
+    blocks = _blocks_of(state)
+    if "features.3.conv.conv.weight" in state and blocks != model.blocks:
         raise WeightsError(
-            f"{file}: blocks {model.blocks} in the model, the file looks like {tuple(blocks)}; "
-            "build the model with the file's"
+            f"{file}: blocks {model.blocks} in the model, the file looks like {blocks}; build the model with the file's"
         )
     faults = [f"{len(missing):,} names missing ({_some(missing)})"] if missing else []
     faults += [f"{len(unknown):,} unknown ({_some(unknown)})"] if unknown else []
@@ -186,6 +202,15 @@ def _check_names(model: InceptionV4, state: Mapping[str, Tensor], wanted: Mappin
         f"{file}: does not fit InceptionV4 with blocks {model.blocks}: {', '.join(faults)}; "
         "give weights of InceptionV4 with Cadene's or timm's names"
     )
+
+
+def _blocks_of(state: Mapping[str, Tensor]) -> tuple[int, int, int]:
+    """How many Inception-A, -B and -C blocks have weights here."""
+    blocks = [0, 0, 0]
+    for name, value in state.items():
+        if re.fullmatch(r"features\.\d+\.branch0\.conv\.weight", name) and tuple(value.shape) in _BLOCK_KINDS:
+            blocks[_BLOCK_KINDS[tuple(value.shape)]] += 1
+    return blocks[0], blocks[1], blocks[2]
 
 
 def _fit_classes(state: dict[str, Tensor], wanted: Mapping[str, Tensor], is_checkpoint: bool, file: Path) -> str:

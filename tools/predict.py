@@ -1,0 +1,188 @@
+"""What is in these pictures? Class names and probabilities, in the order in which the pictures were given."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, with nothing installed
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.backends.pillow import PillowBackend
+from pipeline.config import PipelineConfig
+from pipeline.console import run_tool
+from pipeline.errors import ConfigError, DataError, PictureError
+from pipeline.files import printable
+from pipeline.folder import EXTENSIONS, Folder
+from pipeline.host import available_cores
+from pipeline.processes import map_in_processes
+from pipeline.worker import make_crops
+
+EXAMPLE = """examples:
+  python tools/predict.py photo.jpg --weights output/model_best.pth.tar
+  python tools/predict.py /data/photos --weights inceptionv4.pth --classes names.txt --device cuda --json
+"""
+ALONE_BELOW = 33  # pictures: fewer are decoded here, sooner than another process has started
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """Some files' pictures."""
+
+    images: npt.NDArray[np.uint8]  # [n, S, S, 3], of those that could be decoded
+    failures: list[str | None]  # of each file: None, or why it could not
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transform:
+    """The val split's transform on some files, in any process."""
+
+    image_size: int
+
+    def __call__(self, files: Sequence[str], count: Callable[[], None]) -> Decoded:
+        config = PipelineConfig(data=".", split="val", image_size=self.image_size)
+        backend = PillowBackend(image_size=self.image_size, max_pictures=1)
+        images = np.empty((len(files), self.image_size, self.image_size, 3), np.uint8)
+        failures: list[str | None] = []
+        for file in files:
+            row = failures.count(None)
+            name = os.fsencode(file)
+            one = Folder(root="", classes=("",), labels=np.zeros(1, np.int64), names=np.frombuffer(name, np.uint8),
+                         ends=np.array([len(name)]))  # fmt: skip
+            try:
+                pictures = one.open(np.zeros(1, np.int64))
+                crops = make_crops(config, 0, np.zeros(1, np.int64), pictures.widths, pictures.heights)
+                backend.fill(pictures, crops, images[row : row + 1])
+                failures.append(None)
+            except PictureError as error:
+                failures.append(error.reason)
+            count()
+        return Decoded(images=images[: failures.count(None)], failures=failures)
+
+
+def find_pictures(names: Sequence[str]) -> list[str]:
+    """Files as they are; folders as the pictures in them, at any depth, sorted. Raises ConfigError or DataError."""
+    found: list[str] = []
+    for name in names:
+        if not os.path.isdir(name):
+            if not os.path.exists(name):
+                raise ConfigError(f"no such picture or folder: {printable(name)}")
+            found.append(name)
+            continue
+        inside = [
+            os.path.join(folder, file)
+            for folder, _, files in os.walk(name, followlinks=True)
+            for file in files
+            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+        ]
+        if not inside:
+            raise DataError(
+                f"no picture in {printable(name)}: files that end in {', '.join(EXTENSIONS)} are looked for"
+            )
+        found += sorted(inside)
+    return found
+
+
+def decoded(files: Sequence[str], *, image_size: int, batch_size: int, workers: int) -> Iterator[Decoded]:
+    """``files`` batch by batch. Raises DataError where a process dies."""
+    transform = Transform(image_size=image_size)
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    if len(files) < ALONE_BELOW or workers == 1:
+        yield from (transform(batch, lambda: None) for batch in batches)
+        return
+    for result in map_in_processes(transform, batches, workers=workers, progress=lambda _: None):
+        if isinstance(result, Exception):
+            raise result
+        yield result
+
+
+def main() -> int:
+    """Returns 1 where a picture could not be decoded: it is named on stderr, and all others are predicted."""
+    args = parse()
+    files = find_pictures(args.pictures)
+
+    import torch  # only now: decode processes, which import this file, have no use for it
+
+    from model.precision import Precision
+    from model.trained import load_trained, read_classes
+    from model.weights import WeightsError
+    from pipeline.device import find_device
+    from pipeline.transfer import normalise
+
+    try:
+        classes = read_classes(args.classes) if args.classes else None
+        trained = load_trained(args.weights, classes=classes, image_size=args.image_size)
+    except WeightsError as error:
+        raise DataError(str(error)) from error
+    device = find_device(args.device)
+    if device.images_per_s:
+        raise ConfigError(f"--device {args.device} computes nothing: give npu, cuda or cpu")
+    device.use()
+    print(f"{trained.note}, on {device.name()}", file=sys.stderr)
+    precision = Precision(level="O2" if args.amp else "O0", dtype=device.low_precision, device_type=device.kind)
+    model = trained.model.to(device.torch_device).to(memory_format=device.memory_format)  # type: ignore[call-overload]
+    precision.convert(model)
+    top, failed, names = min(args.top, len(trained.classes)), 0, iter(files)
+    for batch in decoded(files, image_size=trained.image_size, batch_size=args.batch_size, workers=args.workers):
+        with torch.inference_mode():
+            images = torch.from_numpy(batch.images).to(device.torch_device)
+            ready = normalise(images, precision.input_dtype, device.memory_format)
+            logits_NK = model(ready).float() if len(images) else ready.new_zeros(0, len(trained.classes)).float()
+            best = logits_NK.softmax(1).topk(top)
+        rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        for failure in batch.failures:
+            name = next(names)
+            if failure is not None:
+                failed += 1
+                print(f"{printable(name)}: {failure}", file=sys.stderr)
+                continue
+            values, numbers = next(rows)
+            if args.json:
+                found = [{"class": trained.classes[n], "index": n, "probability": v}
+                         for v, n in zip(values, numbers, strict=True)]  # fmt: skip
+                print(json.dumps({"file": name, "top": found}))
+            else:
+                said = (f"{trained.classes[n]} {100 * v:.1f} %" for v, n in zip(values, numbers, strict=True))
+                print(f"{printable(name)}: {', '.join(said)}")
+    if failed:
+        print(f"{failed} of {len(files):,} pictures could not be decoded; the others are above", file=sys.stderr)
+    return int(failed > 0)
+
+
+def parse() -> argparse.Namespace:
+    """The flags. Exits with 2 where they are wrong."""
+    parser = argparse.ArgumentParser(
+        prog="predict.py", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files, or folders of them at any depth")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE",
+                        help="a checkpoint of train.py; weights of Cadene, timm or ours")  # fmt: skip
+    parser.add_argument("--classes", type=Path, metavar="FILE",
+                        help="names, one a line (default: the checkpoint's, else numbers)")  # fmt: skip
+    parser.add_argument("--top", type=_count, default=5, metavar="K", help="how many classes of each (default: 5)")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each picture")
+    parser.add_argument("--device", default="auto", help="auto, npu, npu:1, cuda, cuda:1, cpu")
+    parser.add_argument("--amp", action="store_true", help="compute in low precision")
+    parser.add_argument("--image-size", type=_count, metavar="PIXELS",
+                        help="(default: the checkpoint's, else 299)")  # fmt: skip
+    parser.add_argument("-b", "--batch-size", type=_count, default=32, metavar="N", help="(default: 32)")
+    parser.add_argument("-j", "--workers", type=_count, default=available_cores(), metavar="N",
+                        help="processes that decode (default: the cores)")  # fmt: skip
+    return parser.parse_args()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, was {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_tool("predict.py", main)
