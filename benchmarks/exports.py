@@ -1,0 +1,75 @@
+"""Do ONNX, torch.export's program and tools/predict.py say of each picture what the network says?
+
+    python benchmarks/exports.py PICTURES
+
+The network is whole, at 299 pixels and with 1,000 classes; its weights are random. So that it tells pictures apart all
+the same, its running statistics are these pictures' own, and the mean of its logits over them is taken away.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, with nothing installed
+
+import torch
+from torch import Tensor
+
+from model.inceptionv4 import InceptionV4
+from pipeline.host import available_cores
+from pipeline.transfer import normalise
+from tools.predict import decoded, find_pictures
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+BATCH = 25
+
+
+def random_network(images: Tensor) -> InceptionV4:
+    """In ``eval``. ``images``: uint8 [N, 299, 299, 3]."""
+    torch.manual_seed(0)
+    model = InceptionV4(1000)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches
+    with torch.no_grad():
+        for batch in images[: 12 * BATCH].split(BATCH):
+            model(normalise(batch, torch.float32, torch.channels_last))
+        model.eval()
+        model.last_linear.bias.sub_(logits(model, images).mean(0))
+    return model
+
+
+@torch.inference_mode()
+def logits(model: InceptionV4, images: Tensor) -> Tensor:
+    """[N, 1000], in fp32."""
+    return torch.cat([model(normalise(batch, torch.float32, torch.channels_last)) for batch in images.split(BATCH)])
+
+
+def main() -> None:
+    """Print how many agree."""
+    pictures = sys.argv[1]
+    files = find_pictures([pictures])
+    batches = decoded(files, image_size=299, batch_size=BATCH, workers=available_cores())
+    images = torch.cat([torch.from_numpy(batch.images) for batch in batches])
+    model = random_network(images)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.pth"
+        torch.save(model.state_dict(), weights)
+        outputs = [f"--{kind}={folder}/a.{kind}" for kind in ("onnx", "pt2", "timm")]
+        subprocess.run(
+            [sys.executable, TOOLS / "export.py", "--weights", weights, *outputs, "--check", pictures], check=True
+        )
+        command = [sys.executable, TOOLS / "predict.py", pictures, "--weights", weights, "--json", "--device", "cpu"]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    best = logits(model, images).argmax(1).tolist()
+    predicted = {line["file"]: line["top"][0]["index"] for line in map(json.loads, said)}
+    agree = sum(predicted[file] == number for file, number in zip(files, best, strict=True))
+    print(f"predict.py: the same best class for {agree} of {len(files)} pictures ({len(set(best))} different ones)")
+
+
+if __name__ == "__main__":
+    main()
