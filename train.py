@@ -196,7 +196,7 @@ def train_step(run: Run, batch: DeviceBatch) -> tuple[Tensor, Tensor]:
     if not count:
         return idle_step(run, batch)
     place = {"epoch": run.epoch, "position": batch.end, "rank": run.ranks.rank}
-    parts = run.augment(batch.images, batch.labels, **place).parts(run.options.accumulate)
+    parts = run.augment(batch.images, batch.labels, **place).parts(part_size(run.options, run.ranks))
     # Gradients are averaged over the ranks. In an epoch's last step the ranks have unequal shares of the pictures.
     share = count * run.ranks.world_size / batch.global_size
     losses, logits = [], []
@@ -331,17 +331,31 @@ def open_feed(
             f"python tools/make_shards.py {options.data} DST",
             flush=True,
         )
-    global_batch = config.batch_size * ranks.world_size
-    rest = loader.samples % global_batch
-    if split == "train" and 0 < rest < 2 * ranks.world_size and feature_size(options.image_size) == 1:
-        raise ConfigError(
-            f"the last batch of an epoch would be {rest} of {loader.samples:,} pictures, 1 on a card, and at "
-            f"{options.image_size} px batch norm cannot train on 1: choose another --batch-size than "
-            f"{options.batch_size}"
-        )
+    if split == "train" and feature_size(options.image_size) == 1:
+        refuse_single_pictures(options, ranks, loader.samples)
     feed = Feed(loader, device, dtype)
     stack.callback(feed.close)
     return feed
+
+
+def refuse_single_pictures(options: TrainOptions, ranks: Ranks, samples: int) -> None:
+    """Raises ConfigError where the model would get one picture alone, of whose one pixel batch norm makes nothing."""
+    batch = options.batch_size // ranks.local_world_size
+    rest = samples % (batch * ranks.world_size)
+    last = {rest // ranks.world_size, -(-rest // ranks.world_size)}
+    for name, shares in (("each step", {batch}), ("the last batch of an epoch", last - {0})):
+        for share in shares:
+            if share // -(-share // part_size(options, ranks)) == 1:
+                raise ConfigError(
+                    f"{name} would give the model one picture alone, of {samples:,}, and at {options.image_size} px "
+                    f"batch norm cannot train on 1: choose another --batch-size than {options.batch_size}"
+                    f"{' or less to --accumulate' if options.accumulate > 1 else ''}"
+                )
+
+
+def part_size(options: TrainOptions, ranks: Ranks) -> int:
+    """How many pictures of a rank's batch go through the model at once."""
+    return -(-(options.batch_size // ranks.local_world_size) // options.accumulate)
 
 
 def build_run(
@@ -395,7 +409,7 @@ def rate(options: TrainOptions, epoch: int, done: float) -> float:
 
 def like_a_batch(run: Run, feed: Feed) -> Tensor:
     """Pictures, all grey, of the shape and in the layout in which the model gets them."""
-    size, count = feed.loader.config.image_size, -(-feed.loader.config.batch_size // run.options.accumulate)
+    size, count = feed.loader.config.image_size, part_size(run.options, run.ranks)
     images = torch.full((count, size, size, 3), 127, dtype=torch.uint8, device=feed.device.torch_device)
     return normalise(images, feed.dtype, feed.device.memory_format)
 

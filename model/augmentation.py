@@ -76,9 +76,9 @@ class Augmented:
         loss: Tensor = criterion(logits_NK, self.labels)
         return loss if self.share == 1 else self.share * loss + (1 - self.share) * criterion(logits_NK, self.others)
 
-    def parts(self, count: int) -> list[Augmented]:
-        """The batch in ``count`` parts of nearly the same size; fewer where there are fewer pictures."""
-        count = max(1, min(count, len(self.labels)))
+    def parts(self, most: int) -> list[Augmented]:
+        """The batch in as few parts as there can be of at most so many pictures, and of nearly the same size."""
+        count = -(-len(self.labels) // most)
         split = (tensor.tensor_split(count) for tensor in (self.images, self.labels, self.others))
         return [Augmented(*part, self.share) for part in zip(*split, strict=True)]  # type: ignore[call-arg]
 

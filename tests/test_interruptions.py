@@ -21,10 +21,11 @@ from pipeline.console import run_tool
 from pipeline.writer import WriterConfig, write_shards
 from tests.conftest import metrics
 
-# Two epochs of six steps.
+# Two epochs of six steps, with all that a step has to remember or to draw.
 SMALL = (
     "--device", "cpu", "--blocks", "0,0,0", "--image-size", "75", "--batch-size", "8", "--workers", "1", "--lr", "0.01",
-    "--epochs", "2", "--print-freq", "1", "--checkpoint-every", "2",
+    "--epochs", "2", "--print-freq", "1", "--checkpoint-every", "2", "--ema", "0.9", "--mixup", "0.2", "--cutmix", "1",
+    "--erase", "0.25", "--lr-schedule", "cosine-step", "--warm-up-epochs", "1", "--accumulate", "2",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -127,6 +128,16 @@ def test_data_folder_options_and_spellings_of_the_original(folder: Path, run: Ru
     assert len(torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["state_dict"]["last_linear.bias"]) == 10
 
 
+def test_the_rate_falls_with_every_step(shards: Path, run_here: Run, tmp_path: Path) -> None:
+    """Three steps an epoch, each at the middle of its own stretch of the curve; written down is the last one's."""
+    done = run_here(
+        "train.py", "--shards", shards, *SMALL, "--epochs", 2, "--lr-schedule", "cosine-step", "--output", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    want = [0.005 * (1 + math.cos(math.pi * (epoch + 2.5 / 3) / 2)) for epoch in range(2)]
+    assert [line["lr"] for line in metrics(tmp_path, "epoch")] == pytest.approx(want)
+
+
 def test_it_learns(run_here: Run, tmp_path: Path) -> None:
     """Loss falls on pictures that can be told apart: three shades of grain."""
     import numpy as np
@@ -186,7 +197,16 @@ def test_a_loss_that_is_no_number_ends_the_run(
         (["--shards", "{shards}", "--pretrained", "{text}"], 1, "{text}"),
         (["--data", "{folder}/val", "--evaluate", "--pretrained", "{text}"], 2, "no split 'val'"),
         (["--shards", "{shards}", "--output", "/proc/nowhere"], 2, "--output /proc/nowhere"),
-        (["--shards", "{shards}", "--batch-size", "41"], 2, "last batch"),
+        (
+            ["--shards", "{shards}", "--batch-size", "41"],
+            2,
+            "the last batch of an epoch would give the model one picture",
+        ),
+        (["--shards", "{shards}", "--batch-size", "1"], 2, "each step would give the model one picture alone, of 42"),
+        (["--shards", "{shards}", "--batch-size", "9", "--accumulate", "5"], 2, "less to --accumulate"),
+        (["--shards", "{shards}", "--accumulate", "0"], 2, "--accumulate must be at least 1, was 0"),
+        (["--shards", "{shards}", "--ema", "1"], 2, "--ema must be in [0, 1), was 1.0"),
+        (["--shards", "{shards}", "--erase", "2"], 2, "--erase must be in [0, 1], was 2.0"),
     ],
 )
 def test_a_wrong_call_is_one_clear_line(
