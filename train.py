@@ -142,6 +142,10 @@ def go_on(run: Run, feed: Feed) -> None:
 
 def train_epoch(run: Run, feed: Feed, epoch: int, starvation: Starvation) -> None:
     """One pass over the training split, or what is left of it, with the original's log lines."""
+    size = feed.loader.config.size_at(epoch)
+    if run.options.progressive and size != run.image_size:
+        run.say(f"epoch {epoch}: pictures of {size} px from here on")
+    run.image_size = size
     run.prepare(like_a_batch(run, feed))
     run.parallel.train()
     later = (run.options.epochs - epoch - 1) * len(feed)
@@ -164,11 +168,12 @@ def train_epoch(run: Run, feed: Feed, epoch: int, starvation: Starvation) -> Non
             run.save(feed.loader.state_dict())
     run.sums = log.sums()
     fps = log.images_per_s()
-    size = feed.loader.config.batch_size
-    run.say(f"{run.prefix}[batch_size: {size} ] * FPS@all {fps:.3f}" if run.prefix else
-            f"batch_size: {size} * FPS@all {fps:.3f}")  # fmt: skip
+    batch_size = feed.loader.config.batch_size
+    run.say(f"{run.prefix}[batch_size: {batch_size} ] * FPS@all {fps:.3f}" if run.prefix else
+            f"batch_size: {batch_size} * FPS@all {fps:.3f}")  # fmt: skip
     scaling = {} if run.optimizer.scale == 1 else {"loss_scale": run.optimizer.scale, "skipped": run.optimizer.skipped}
-    run.metrics(kind="epoch", epoch=epoch, lr=run.optimizer.lr, **log.averages(), fps_all=fps, **scaling)
+    more = {"lr": run.optimizer.lr, "image_size": size, "fps_all": fps, **scaling}
+    run.metrics(kind="epoch", epoch=epoch, **more, **log.averages())
 
 
 def check_loss(run: Run, epoch: int, line: dict[str, float]) -> None:
@@ -295,6 +300,7 @@ def configure(options: TrainOptions, split: str, ranks: Ranks) -> PipelineConfig
         split=split,
         batch_size=options.batch_size // here,
         image_size=options.image_size,
+        sizes=options.progressive,
         crop_scale=options.crop_scale,
         seed=options.seed,
         cache_dir=options.cache_dir,
@@ -331,7 +337,7 @@ def open_feed(
             f"python tools/make_shards.py {options.data} DST",
             flush=True,
         )
-    if split == "train" and feature_size(options.image_size) == 1:
+    if split == "train" and feature_size(smallest_size(options)) == 1:
         refuse_single_pictures(options, ranks, loader.samples)
     feed = Feed(loader, device, dtype)
     stack.callback(feed.close)
@@ -340,17 +346,22 @@ def open_feed(
 
 def refuse_single_pictures(options: TrainOptions, ranks: Ranks, samples: int) -> None:
     """Raises ConfigError where the model would get one picture alone, of whose one pixel batch norm makes nothing."""
-    batch = options.batch_size // ranks.local_world_size
+    batch, smallest = options.batch_size // ranks.local_world_size, smallest_size(options)
     rest = samples % (batch * ranks.world_size)
     last = {rest // ranks.world_size, -(-rest // ranks.world_size)}
     for name, shares in (("each step", {batch}), ("the last batch of an epoch", last - {0})):
         for share in shares:
             if share // -(-share // part_size(options, ranks)) == 1:
                 raise ConfigError(
-                    f"{name} would give the model one picture alone, of {samples:,}, and at {options.image_size} px "
-                    f"batch norm cannot train on 1: choose another --batch-size than {options.batch_size}"
+                    f"{name} would give the model one picture alone, of {samples:,}, and at {smallest} px batch norm "
+                    f"cannot train on 1: choose another --batch-size than {options.batch_size}"
                     f"{' or less to --accumulate' if options.accumulate > 1 else ''}"
                 )
+
+
+def smallest_size(options: TrainOptions) -> int:
+    """Pixels of the smallest pictures of any epoch."""
+    return min((size for _, size in options.progressive), default=options.image_size)
 
 
 def part_size(options: TrainOptions, ranks: Ranks) -> int:
@@ -409,7 +420,7 @@ def rate(options: TrainOptions, epoch: int, done: float) -> float:
 
 def like_a_batch(run: Run, feed: Feed) -> Tensor:
     """Pictures, all grey, of the shape and in the layout in which the model gets them."""
-    size, count = feed.loader.config.image_size, part_size(run.options, run.ranks)
+    size, count = run.image_size, part_size(run.options, run.ranks)
     images = torch.full((count, size, size, 3), 127, dtype=torch.uint8, device=feed.device.torch_device)
     return normalise(images, feed.dtype, feed.device.memory_format)
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from model.inceptionv4 import InceptionV4
+from pipeline.evaluation import decoded, find_pictures
 from pipeline.host import available_cores
 from pipeline.transfer import normalise
-from tools.predict import decoded, find_pictures
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 BATCH = 25

@@ -67,6 +67,14 @@ def _every(text: str) -> Every:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    try:
+        pairs = [part.split("@") for part in text.split(",")]
+        return tuple((int(epoch), int(size)) for size, epoch in pairs)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"want sizes and epochs such as 160@0,224@30, got {text!r}") from None
+
+
 def _resume(text: str) -> Path | str:
     return text if text == "auto" else Path(text)
 
@@ -164,6 +172,10 @@ class TrainOptions:
         (0.08, 1.0), "least and largest share of a picture's area in a training crop", type=_list_of(float, 2, "0.08,1")
     )
     image_size: int = flag(299, f"pixels, at least {MIN_IMAGE_SIZE}", type=int)
+    progressive: tuple[tuple[int, int], ...] = flag(
+        (), "train on pictures of other sizes: 160@0,224@30,299@60 is 160 pixels from epoch 0 on, and so forth; scored "
+        "at --image-size", type=_sizes,
+    )  # fmt: skip
     pretrained: Path | None = flag(
         None, "weights to begin with: Cadene's, timm's, ours (.pth or .safetensors)", type=Path
     )
@@ -212,6 +224,7 @@ class TrainOptions:
         self._check("ema", 0 <= self.ema < 1, "in [0, 1)")
         self._check("erase", 0 <= self.erase <= 1, "in [0, 1]")
         self._check("image_size", self.image_size >= MIN_IMAGE_SIZE, f"at least {MIN_IMAGE_SIZE}")
+        self._check_sizes()
         self._check("blocks", min(self.blocks) >= 0, "three counts of at least 0")
         self._check("num_classes", self.num_classes is None or self.num_classes >= 1, "at least 1")
         if self.evaluate and not (self.resume or self.pretrained):
@@ -230,6 +243,14 @@ class TrainOptions:
             raise ValueError(f"--world-size {self.world_size} needs --addr, the address of node 0")
         if self.tensorboard:
             find_writer()
+
+    def _check_sizes(self) -> None:
+        epochs, sizes = [epoch for epoch, _ in self.progressive], [size for _, size in self.progressive]
+        if sizes and (epochs[0] != 0 or epochs != sorted(set(epochs)) or min(sizes) < MIN_IMAGE_SIZE):
+            raise ValueError(
+                f"--progressive must begin at epoch 0, with rising epochs and at least {MIN_IMAGE_SIZE} pixels, was "
+                + ",".join(f"{size}@{epoch}" for size, epoch in zip(sizes, epochs, strict=True))
+            )
 
     def _fill_in(self) -> None:
         """Defaults that hang on something else: the original has one script for one card and another for eight."""

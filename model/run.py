@@ -53,6 +53,7 @@ class Run:
         self.epoch = self.options.start_epoch
         # (1 - s) * NLL + s * mean(-log p), as in the original
         self.criterion = nn.CrossEntropyLoss(label_smoothing=self.options.label_smoothing)
+        self.image_size = 0  # of the epoch's pictures, once one has begun
         self.augment = Augmentation(
             mixup=self.options.mixup, cutmix=self.options.cutmix, erase=self.options.erase, seed=self.options.seed
         )

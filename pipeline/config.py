@@ -27,6 +27,9 @@ class PipelineConfig:
     split: str = "train"
     batch_size: int = 64  # of this rank
     image_size: int = 299  # pixels, square
+    sizes: tuple[
+        tuple[int, int], ...
+    ] = ()  # training: (epoch, pixels): from which epoch on another size; () always one
     resize_size: int | None = None  # evaluation: short side before the central crop; None: image_size * 342 / 299
     seed: int = 0
     shuffle: str = "auto"  # training: global, block (samples of a few shards at a time), auto: what suits the source
@@ -59,6 +62,9 @@ class PipelineConfig:
             raise ConfigError(f"rank must be in [0, {self.world_size - 1}], was {self.rank}")
         if self.workers != "auto":
             _at_least("workers", self.workers, 1)
+        epochs = [epoch for epoch, _ in self.sizes]
+        if self.sizes and (epochs[0] != 0 or epochs != sorted(set(epochs)) or min(size for _, size in self.sizes) < 1):
+            raise ConfigError(f"sizes must be (epoch, pixels) from epoch 0 on, epochs rising, was {self.sizes}")
         if self.resize_size is not None:
             _at_least("resize_size", self.resize_size, self.image_size)
         low, high = self.crop_scale
@@ -69,6 +75,17 @@ class PipelineConfig:
     def training(self) -> bool:
         """Whether the split is shuffled and cropped at random."""
         return self.split == "train"
+
+    def size_at(self, epoch: int) -> int:
+        """Pixels of the pictures of ``epoch``. Which part of a picture is cut out does not hang on it."""
+        if not (self.training and self.sizes):
+            return self.image_size
+        return max((first, size) for first, size in self.sizes if first <= epoch)[1]
+
+    @property
+    def largest_size(self) -> int:
+        """The pixels of the largest pictures of any epoch."""
+        return max(size for _, size in self.sizes) if self.training and self.sizes else self.image_size
 
     @property
     def place(self) -> Place:

@@ -92,7 +92,7 @@ class Loader:
         self.source: Source = source or (self._delivery.shards if self._delivery else open_source(config))
         if len(self.source) == 0:
             raise DataError(f"{config.place.root} holds no sample in split {config.split!r}")
-        self.ring = Ring(slots=config.slots, batch_size=config.batch_size, image_size=config.image_size)
+        self.ring = Ring(slots=config.slots, batch_size=config.batch_size, image_size=config.largest_size)
         self._shuffle = _shuffle(config, self.source)
         self._rows = rows_per_task(batch_size=config.batch_size, slots=config.slots, workers=self.workers)
         # Of the pictures that were handed out:
@@ -259,7 +259,7 @@ class Loader:
         self._epoch, self._position = _behind(flight, self.samples)
         slot = self.ring.slots[flight.slot]
         return Batch(
-            images=torch.from_numpy(slot.images[: flight.size]),
+            images=torch.from_numpy(slot.images(self.config.size_at(flight.epoch))[: flight.size]),
             labels=torch.from_numpy(slot.labels[: flight.size]),
             indices=torch.from_numpy(slot.indices[: flight.size]),
             global_size=flight.global_size,

@@ -27,16 +27,20 @@ def anonymous_file(size: int) -> int:
 class Slot:
     """One batch's worth of host memory, as numpy views of the shared pages.
 
-    images: uint8 [B, S, S, 3]; labels, indices: int64 [B], what is there; wanted: int64 [B], the samples asked for.
+    labels, indices: int64 [B], what is there; wanted: int64 [B], the samples asked for.
     """
 
     def __init__(self, memory: npt.NDArray[np.uint8], batch_size: int, image_size: int):
         images, labels = batch_size * image_size * image_size * 3, batch_size * 8
-        self.images = memory[:images].reshape(batch_size, image_size, image_size, 3)
+        self._pixels, self._batch_size = memory[:images], batch_size
         rest = memory[_up(images, 8) :]
         self.labels = rest[:labels].view(np.int64)
         self.indices = rest[labels : 2 * labels].view(np.int64)
         self.wanted = rest[2 * labels : 3 * labels].view(np.int64)
+
+    def images(self, size: int) -> npt.NDArray[np.uint8]:
+        """uint8 [B, size, size, 3], in one piece; ``size`` is at most the ring's."""
+        return self._pixels[: self._batch_size * size * size * 3].reshape(self._batch_size, size, size, 3)
 
 
 def _up(value: int, unit: int) -> int:
@@ -44,7 +48,10 @@ def _up(value: int, unit: int) -> int:
 
 
 class Ring:
-    """``slots`` slots in one piece of shared memory. Whoever made it, or mapped it, closes it."""
+    """``slots`` slots in one piece of shared memory. Whoever made it, or mapped it, closes it.
+
+    ``image_size``: of the largest pictures that they are to hold.
+    """
 
     def __init__(self, *, slots: int, batch_size: int, image_size: int, fd: int | None = None):
         """Allocate the memory, or map what another process allocated as ``fd``, with the same numbers."""

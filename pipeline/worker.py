@@ -80,7 +80,7 @@ def fill(
             pictures = job.source.open(indices, watch)
             crops = make_crops(job.config, epoch, indices, pictures.widths, pictures.heights)
             watch.lap(HAND_OVER)
-            backend.fill(pictures, crops, slot.images[first:end])
+            backend.fill(pictures, crops, slot.images(job.config.size_at(epoch))[first:end])
             break
         except PictureError as error:
             replaced.setdefault(error.row, error.reason)
@@ -125,14 +125,15 @@ def _remarks(job: Job, slot: Slot, first: int, pictures: Pictures) -> str:
 def serve(job: Job, ring: Ring, watch: Watch, tasks: socket.socket, results: socket.socket) -> None:
     """Fill rows until the queue closes."""
     kind = Replay if job.replay else BACKENDS[job.backend]()
-    backend = kind(image_size=job.config.image_size, max_pictures=job.rows)
+    backends: dict[int, Backend] = {}  # by the size of the pictures; where an epoch changes it, both are in use
     try:
         while message := tasks.recv(TASK.size):
             watch.lap(WAIT)
             epoch, number, first, end = TASK.unpack(message)
-            slot = ring.slots[number]
+            slot, size = ring.slots[number], job.config.size_at(epoch)
             done = DONE.pack(0, 0, 0, True)
             try:
+                backend = backends.get(size) or backends.setdefault(size, kind(image_size=size, max_pictures=job.rows))
                 pictures = fill(job, backend, slot, epoch, first, end, watch)
                 text = _remarks(job, slot, first, pictures)
                 done = DONE.pack(len(pictures.read_whole), len(pictures.damaged), len(pictures.replaced), False)
@@ -145,7 +146,8 @@ def serve(job: Job, ring: Ring, watch: Watch, tasks: socket.socket, results: soc
             watch.lap(HAND_OVER)
             watch.rest()
     finally:
-        backend.close()
+        for backend in backends.values():
+            backend.close()
 
 
 class Replay:
@@ -171,7 +173,7 @@ def main(
     with contextlib.suppress(OSError):  # where the system has taken cores away meanwhile, what is left will do
         os.sched_setaffinity(0, job.cores)
     config = job.config
-    ring = Ring(slots=config.slots, batch_size=config.batch_size, image_size=config.image_size, fd=ring_fd)
+    ring = Ring(slots=config.slots, batch_size=config.batch_size, image_size=config.largest_size, fd=ring_fd)
     with (
         contextlib.suppress(ConnectionError),  # the trainer is gone
         socket.socket(fileno=tasks_fd) as tasks,

@@ -151,7 +151,7 @@ def test_a_wrong_call_is_one_clear_line(
 
 def test_what_it_decodes_is_what_the_val_split_decodes(folder: Path) -> None:
     """Bit for bit."""
-    from tools.predict import Transform
+    from pipeline.evaluation import Transform
 
     config = PipelineConfig(data=folder, split="val", image_size=96, batch_size=21, workers=1)
     with build_loader(config) as loader:

@@ -138,6 +138,22 @@ def test_the_rate_falls_with_every_step(shards: Path, run_here: Run, tmp_path: P
     assert [line["lr"] for line in metrics(tmp_path, "epoch")] == pytest.approx(want)
 
 
+def test_pictures_grow_with_the_epochs(shards: Path, run_here: Run, tmp_path: Path) -> None:
+    """And are scored at one size."""
+    done = run_here(
+        "train.py", "--shards", shards, *SMALL, "--epochs", 3, "--progressive", "96@0,75@1", "--output", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line["image_size"] for line in metrics(tmp_path, "epoch")] == [96, 75, 75]
+    assert re.findall(r"^epoch (\d): pictures of (\d+) px", done.stdout, re.MULTILINE) == [("0", "96"), ("1", "75")]
+    scored = run_here("train.py", "--shards", shards, *SMALL, "--evaluate", "--resume", tmp_path / "checkpoint.pth.tar",
+                      "--output", tmp_path / "scored")  # fmt: skip
+    assert scored.returncode == 0, scored.stderr
+    assert metrics(tmp_path / "scored", "val")[0]["loss"] == pytest.approx(
+        metrics(tmp_path, "val")[-1]["loss"], rel=1e-5
+    )
+
+
 def test_it_learns(run_here: Run, tmp_path: Path) -> None:
     """Loss falls on pictures that can be told apart: three shades of grain."""
     import numpy as np
@@ -204,6 +220,10 @@ def test_a_loss_that_is_no_number_ends_the_run(
         ),
         (["--shards", "{shards}", "--batch-size", "1"], 2, "each step would give the model one picture alone, of 42"),
         (["--shards", "{shards}", "--batch-size", "9", "--accumulate", "5"], 2, "less to --accumulate"),
+        (["--shards", "{shards}", "--progressive", "75@0,96"], 2, "want sizes and epochs such as 160@0,224@30"),
+        (["--shards", "{shards}", "--progressive", "75@1"], 2, "--progressive must begin at epoch 0"),
+        (["--shards", "{shards}", "--progressive", "75@0,96@2,107@2"], 2, "was 75@0,96@2,107@2"),
+        (["--shards", "{shards}", "--progressive", "74@0"], 2, "at least 75 pixels, was 74@0"),
         (["--shards", "{shards}", "--accumulate", "0"], 2, "--accumulate must be at least 1, was 0"),
         (["--shards", "{shards}", "--ema", "1"], 2, "--ema must be in [0, 1), was 1.0"),
         (["--shards", "{shards}", "--erase", "2"], 2, "--erase must be in [0, 1], was 2.0"),

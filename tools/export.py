@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 from pipeline.console import run_tool
 from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation import decoded, find_pictures
 from pipeline.host import available_cores
-from tools.predict import decoded, find_pictures
 
 EXAMPLE = """examples:
   python tools/export.py --weights output/model_best.pth.tar --onnx inceptionv4.onnx --check /data/photos

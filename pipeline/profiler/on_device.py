@@ -78,7 +78,7 @@ class Replayed:
         for number in itertools.count():
             slot = self.ring.slots[number % self.config.slots]
             yield Batch(
-                images=torch.from_numpy(slot.images),
+                images=torch.from_numpy(slot.images(self.config.image_size)),
                 labels=labels,
                 indices=labels,
                 global_size=size,

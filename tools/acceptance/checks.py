@@ -92,7 +92,7 @@ def check_copies(bench: Bench) -> Outcome:
     feed = Feed(bench.loader, device)
     try:
         registered = ring.is_pinned()
-        batch = torch.from_numpy(bench.loader.ring.slots[0].images)
+        batch = torch.from_numpy(bench.loader.ring.slots[0].images(bench.args.image_size))
         batch_call_s, batch_s, _ = copy_times(device, batch if registered else batch.pin_memory())
         large = torch.empty((16 if bench.args.quick else 256) * 2**20, dtype=torch.uint8, pin_memory=True).fill_(1)
         call_s, all_s, pending = copy_times(device, large)
