@@ -30,6 +30,7 @@ from torch import Tensor
 from model.compiled import CompileError
 from model.epoch_log import NOTHING, EpochLog, Sums
 from model.inceptionv4 import InceptionV4, feature_size
+from model.initialisation import initialise_evenly
 from model.interruptions import Stopped
 from model.optimizer import Optimizer
 from model.options import TrainOptions, parse_options
@@ -378,6 +379,8 @@ def build_run(
         raise ConfigError(f"--num-classes must be at least the data set's {len(classes)}, was {width}")
     torch.manual_seed(options.seed)
     model = InceptionV4(num_classes=width, blocks=options.blocks)
+    if options.init == "even":
+        initialise_evenly(model)
     loaded = load_pretrained(model, options.pretrained, new_head=options.new_head) if options.pretrained else None
     model.to(device.torch_device).to(memory_format=device.memory_format)  # type: ignore[call-overload]
     precision.convert(model)

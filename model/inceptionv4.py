@@ -245,6 +245,15 @@ class InceptionV4(nn.Module):
         )
         self.last_linear = nn.Linear(1536, num_classes)
 
+    def last_layers(self) -> list[BasicConv2d]:
+        """The layers of the last block whose outputs the classifier gets."""
+        block = self.features[-1]
+        if isinstance(block, Inception_C):
+            ends = (block.branch0, block.branch1_1a, block.branch1_1b, block.branch2_3a, block.branch2_3b)
+            return [*ends, cast(BasicConv2d, block.branch3[1])]
+        assert isinstance(block, Reduction_B)
+        return [cast(BasicConv2d, branch[-1]) for branch in (block.branch0, block.branch1)]
+
     def forward(self, images_NCHW: Tensor) -> Tensor:
         features_NC = self.features(images_NCHW).mean((2, 3))  # the published average pool over all of H x W
         logits_NK: Tensor = self.last_linear(features_NC)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from .compiled import MODES
 from .inceptionv4 import MIN_IMAGE_SIZE
+from .initialisation import INITIALISATIONS
 from .interruptions import Every
 from .precision import LEVELS
 from .ranks import Ranks
@@ -176,6 +177,8 @@ class TrainOptions:
         (), "train on pictures of other sizes: 160@0,224@30,299@60 is 160 pixels from epoch 0 on, and so forth; scored "
         "at --image-size", type=_sizes,
     )  # fmt: skip
+    init: str = flag("original", "how weights begin: original: as torch has it; even: full depth learns from the first "
+                     "steps", choices=INITIALISATIONS)  # fmt: skip
     pretrained: Path | None = flag(
         None, "weights to begin with: Cadene's, timm's, ours (.pth or .safetensors)", type=Path
     )

@@ -1,0 +1,53 @@
+"""The even initialisation: what a step changes in the first layer and in the last, against their weights."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from model.inceptionv4 import InceptionV4
+from model.initialisation import initialise_evenly
+
+
+def relative_gradients(model: InceptionV4) -> list[float]:
+    """|gradient| / |weights| of each convolution, in the model's order."""
+    images = torch.randn(8, 3, 75, 75, generator=torch.Generator().manual_seed(0))
+    torch.autograd.backward(cross_entropy(model(images), torch.arange(8) % 4))
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    found = []
+    for convolution in convolutions:
+        assert convolution.weight.grad is not None
+        found.append(float(convolution.weight.grad.norm() / convolution.weight.detach().norm()))
+    return found
+
+
+def spread(evenly: bool) -> float:
+    torch.manual_seed(0)
+    model = InceptionV4(4)
+    if evenly:
+        initialise_evenly(model)
+        nn.init.normal_(model.last_linear.weight, std=0.01)  # at zeros no gradient gets past the classifier
+    found = relative_gradients(model)
+    return math.exp(sum(map(math.log, found[:10])) / 10 - sum(map(math.log, found[-10:])) / 10)
+
+
+def test_the_first_layers_do_not_run_away_from_the_last() -> None:
+    original, even = spread(evenly=False), spread(evenly=True)
+    assert original > 1000
+    assert even < original / 20
+
+
+@pytest.mark.parametrize("blocks", [(0, 0, 0), (1, 1, 1)])
+def test_it_begins_at_the_loss_of_a_guess(blocks: tuple[int, int, int]) -> None:
+    """And what the classifier gets is small, so that its first steps are."""
+    model = InceptionV4(4, blocks=blocks)
+    initialise_evenly(model)
+    images = torch.randn(4, 3, 96, 96)
+    assert torch.equal(model(images), torch.zeros(4, 4))
+    assert len(model.last_layers()) == (6 if blocks[2] else 2)
+    width = sum(layer.conv.out_channels for layer in model.last_layers())
+    assert width == (1536 if blocks[2] else 512)  # the others of Reduction_B come out of its max pool
