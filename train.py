@@ -91,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             with run.interruptions:
                 if options.evaluate:
-                    evaluate(run, feeds["val"])
+                    with run.averaged():
+                        evaluate(run, feeds["val"])
                 else:
                     train(run, feeds["train"], feeds.get("val"))
                 run.finish()

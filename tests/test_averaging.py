@@ -61,10 +61,12 @@ def test_a_run_scores_and_saves_it_and_goes_on_from_it(shards: Path, run_here: R
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, parts["state_dict"][name]), name
     assert not torch.equal(whole["state_dict_ema"]["last_linear.weight"], whole["state_dict"]["last_linear.weight"])
-    done = run_here(
-        "train.py", "--shards", shards, *SMALL, "--evaluate", "--resume", tmp_path / "whole/checkpoint.pth.tar",
-        "--output", tmp_path / "scored",
-    )  # fmt: skip
-    assert "averaged weights" in done.stdout
-    (scored,), trained = metrics(tmp_path / "scored", "val"), metrics(tmp_path / "whole", "val")[-1]
-    assert (scored["acc1"], scored["loss"]) == (trained["acc1"], pytest.approx(trained["loss"], rel=1e-5))
+    trained = metrics(tmp_path / "whole", "val")[-1]
+    for number, more in enumerate(([], ["--ema", 0.5])):
+        done = run_here(
+            "train.py", "--shards", shards, *SMALL, "--evaluate", "--resume", tmp_path / "whole/checkpoint.pth.tar",
+            "--output", tmp_path / f"scored{number}", *more,
+        )  # fmt: skip
+        assert ("averaged weights" in done.stdout) == (not more)
+        (scored,) = metrics(tmp_path / f"scored{number}", "val")
+        assert (scored["acc1"], scored["loss"]) == (trained["acc1"], pytest.approx(trained["loss"], rel=1e-5))
