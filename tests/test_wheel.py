@@ -29,8 +29,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_nothing_lands_at_the_top_level(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"headrace"}
-    packaged = {name for name in names if name.startswith("headrace/") and name.endswith(".py")}
-    ours = {f"headrace/{path.relative_to(ROOT)}" for p in ("pipeline", "model") for path in (ROOT / p).rglob("*.py")}
+    packaged = {name for name in names if name.startswith("headrace/") and name.endswith((".py", ".toml"))}
+    files = [path for p in ("pipeline", "model") for kind in ("py", "toml") for path in (ROOT / p).rglob(f"*.{kind}")]
+    ours = {f"headrace/{path.relative_to(ROOT)}" for path in files}
     assert packaged == ours
 
 
