@@ -7,8 +7,8 @@ against their weights, thousands of times the last ones'. With a bias of 1 in th
 it is some tens of times.
 
 Then the classifier is what breaks out: its inputs are averages of what ReLU has left, so all positive, and 1,536 of
-them move a logit together. The last layers' batch norms therefore begin with a bias of 0 and a small scale, and the
-classifier with zeros.
+them move a logit together. The last layers' batch norms therefore begin with a bias of 0 and a small scale. (Zeros in
+the classifier would do as well, but not under --clip-agc: a share of zero is no step.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _LAST_SCALE = 0.3
 
 @torch.no_grad()
 def initialise_evenly(model: InceptionV4) -> None:
-    """Set all weights so that a step that suits the last layers suits the first. Draws from torch's own generator."""
+    """Set what is below the classifier so that a step that suits the last layers suits the first.
+
+    Draws from torch's own generator.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -34,5 +37,3 @@ def initialise_evenly(model: InceptionV4) -> None:
     for layer in model.last_layers():
         nn.init.constant_(layer.bn.weight, _LAST_SCALE)
         nn.init.zeros_(layer.bn.bias)
-    nn.init.zeros_(model.last_linear.weight)
-    nn.init.zeros_(model.last_linear.bias)

@@ -30,7 +30,6 @@ def spread(evenly: bool) -> float:
     model = InceptionV4(4)
     if evenly:
         initialise_evenly(model)
-        nn.init.normal_(model.last_linear.weight, std=0.01)  # at zeros no gradient gets past the classifier
     found = relative_gradients(model)
     return math.exp(sum(map(math.log, found[:10])) / 10 - sum(map(math.log, found[-10:])) / 10)
 
@@ -46,8 +45,7 @@ def test_it_begins_at_the_loss_of_a_guess(blocks: tuple[int, int, int]) -> None:
     """And what the classifier gets is small, so that its first steps are."""
     model = InceptionV4(4, blocks=blocks)
     initialise_evenly(model)
-    images = torch.randn(4, 3, 96, 96)
-    assert torch.equal(model(images), torch.zeros(4, 4))
+    assert model(torch.randn(4, 3, 96, 96)).abs().max() < 1
     assert len(model.last_layers()) == (6 if blocks[2] else 2)
     width = sum(layer.conv.out_channels for layer in model.last_layers())
     assert width == (1536 if blocks[2] else 512)  # the others of Reduction_B come out of its max pool
