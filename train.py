@@ -144,10 +144,10 @@ def go_on(run: Run, feed: Feed) -> None:
 
 def train_epoch(run: Run, feed: Feed, epoch: int, starvation: Starvation) -> None:
     """One pass over the training split, or what is left of it, with the original's log lines."""
-    size = feed.loader.config.size_at(epoch)
-    if run.options.progressive and size != run.image_size:
-        run.say(f"epoch {epoch}: pictures of {size} px from here on")
-    run.image_size = size
+    size = run.image_size = feed.loader.config.size_at(epoch)
+    starvation.resized(size)
+    if note := resized(feed.loader.config, epoch):
+        run.say(note)
     run.prepare(like_a_batch(run, feed))
     run.parallel.train()
     later = (run.options.epochs - epoch - 1) * len(feed)
@@ -176,6 +176,12 @@ def train_epoch(run: Run, feed: Feed, epoch: int, starvation: Starvation) -> Non
     scaling = {} if run.optimizer.scale == 1 else {"loss_scale": run.optimizer.scale, "skipped": run.optimizer.skipped}
     more = {"lr": run.optimizer.lr, "image_size": size, "fps_all": fps, **scaling}
     run.metrics(kind="epoch", epoch=epoch, **more, **log.averages())
+
+
+def resized(config: PipelineConfig, epoch: int) -> str | None:
+    """The line to say where an epoch's pictures are of another size than those of the epoch before it."""
+    size = config.size_at(epoch)
+    return None if size == config.size_at(max(0, epoch - 1)) else f"epoch {epoch}: pictures of {size} px from here on"
 
 
 def check_loss(run: Run, epoch: int, line: dict[str, float]) -> None:
@@ -256,14 +262,18 @@ def rehearse(options: TrainOptions, images_per_s: float) -> None:
     with build_loader(configure(options, "train", Ranks())) as loader:
         print(
             f"rehearsing for cards that take {images_per_s:,.1f} images/s: {loader.samples:,} pictures at "
-            f"{options.image_size} px, decoding with {loader.backend} on {_cores(loader.workers)}; nothing is trained",
+            f"{_sizes(loader.config)}, decoding with {loader.backend} on {_cores(loader.workers)}; nothing is trained",
             flush=True,
         )
         cards = Cards(images_per_s, slots=loader.config.slots)
         # As one card that is as fast as all: the cards themselves have left out what is decoded in advance.
         size, workers = options.batch_size, loader.workers
         starvation = Starvation(options, Ranks(), batch_size=size, workers=workers, warm_up_steps=0)
+        loader.set_epoch(options.start_epoch)
         for epoch in range(options.start_epoch, options.epochs):
+            starvation.resized(loader.config.size_at(epoch))
+            if note := resized(loader.config, epoch):
+                print(note, flush=True)
             cards.forget()
             for batch in loader:
                 cards.take(len(batch.labels))
@@ -467,7 +477,7 @@ def announce(run: Run, device: Device, feeds: dict[str, Feed]) -> None:
     several = f" x {ranks.world_size}" if ranks.many else ""
     run.say(
         f"InceptionV4{depth} on {device.name()}{several}, {precision.level}{low or ' float32'}; "
-        f"{splits} pictures of {len(run.classes)} classes at {options.image_size} px, "
+        f"{splits} pictures of {len(run.classes)} classes at {_sizes(loader.config)}, "
         f"{loader.config.batch_size}{several} a step; decoding with {loader.backend} on {_cores(loader.workers)}"
         f"{' a card' if ranks.many else ''}"
     )
@@ -494,6 +504,14 @@ def announce(run: Run, device: Device, feeds: dict[str, Feed]) -> None:
         )
     for note in filter(None, notes):
         run.say(f"note: {note}")
+
+
+def _sizes(config: PipelineConfig) -> str:
+    if not (config.training and config.sizes):
+        return f"{config.image_size} px"
+    (_, first), *later = config.sizes
+    changes = "".join(f", {size} from epoch {epoch} on" for epoch, size in later)
+    return f"{first} px{changes}, scored at {config.image_size}"
 
 
 def _cores(count: int) -> str:

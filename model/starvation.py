@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections import deque
 from typing import NamedTuple
@@ -47,11 +48,19 @@ class Starvation:
         self, options: TrainOptions, ranks: Ranks, *, batch_size: int, workers: int, warm_up_steps: int = WARM_UP_STEPS
     ):
         """``batch_size`` and ``workers``: of one rank's loader."""
-        workers *= ranks.local_world_size
-        self._command = profile_command(options, devices=ranks.local_world_size, batch_size=batch_size, workers=workers)
-        self._world_size = ranks.world_size
-        self._warm_up_steps = warm_up_steps
+        self._options, self._ranks = options, ranks
+        self._batch_size, self._workers = batch_size, workers * ranks.local_world_size
+        self._warm_up_steps_each = warm_up_steps
         self._said = False
+        self._image_size = 0
+        self.resized(options.image_size)
+
+    def resized(self, image_size: int) -> None:
+        """Pictures are of this size from here on: what was seen of any other says nothing of them."""
+        if image_size == self._image_size:
+            return
+        self._image_size = image_size
+        self._warm_up_steps = self._warm_up_steps_each
         self._now = (0.0, 0.0, 0)  # wall and stall in seconds, and images, since the warm-up
         self._window = deque([self._now])  # the same at the window's begin, and at each span's end since
 
@@ -75,11 +84,17 @@ class Starvation:
         if last.wall_s < WINDOW_S or last.stall_fraction <= THRESHOLD:
             return None
         self._said = True
-        demand = last.images / self._world_size / max(last.wall_s - last.stall_s, 1e-9)
+        command = profile_command(
+            dataclasses.replace(self._options, image_size=self._image_size),
+            devices=self._ranks.local_world_size,
+            batch_size=self._batch_size,
+            workers=self._workers,
+        )
+        demand = last.images / self._ranks.world_size / max(last.wall_s - last.stall_s, 1e-9)
         return (
             f"note: the device has waited for the host {100 * last.stall_fraction:.0f} % of the last "
             f"{last.wall_s:.0f} s: this run is input-bound. What is slow, and what each remedy is worth: "
-            f"{self._command} --demand {max(demand, 0.1):.1f}"
+            f"{command} --demand {max(demand, 0.1):.1f}"
         )
 
 
