@@ -30,12 +30,28 @@ def feature_size(image_size: int) -> int:
     return (size - 3) // 2 + 1  # 8
 
 
+class PointwiseConv2d(nn.Conv2d):
+    """A convolution of 1 x 1, stride 1, without bias; in bfloat16 on a CPU computed as a product of matrices.
+
+    In channels_last each pixel's channels lie side by side, so that it is one. oneDNN's convolution takes 1.4 times as
+    long for the same, most of it for the gradient of the weights; in float32 it is the other way round
+    (benchmarks/2026-11-28-step.md). What is compiled or exported stays a convolution.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = x.device.type == "cpu" and x.dtype == torch.bfloat16
+        if not low or not x.is_contiguous(memory_format=torch.channels_last) or torch.compiler.is_compiling():
+            return super().forward(x)
+        return nn.functional.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1)).permute(0, 3, 1, 2)
+
+
 class BasicConv2d(nn.Module):
     """Convolution without bias, batch norm, ReLU: the only layer with weights below the classifier."""
 
     def __init__(self, in_planes: int, out_planes: int, kernel_size: Size, stride: int = 1, padding: Size = 0):
         super().__init__()
-        self.conv = nn.Conv2d(in_planes, out_planes, kernel_size, stride=stride, padding=padding, bias=False)
+        layer = PointwiseConv2d if kernel_size == stride == 1 else nn.Conv2d
+        self.conv = layer(in_planes, out_planes, kernel_size, stride=stride, padding=padding, bias=False)
         self.bn = nn.BatchNorm2d(out_planes, eps=0.001, momentum=0.1)
         self.relu = nn.ReLU(inplace=True)
 
