@@ -148,7 +148,8 @@ def train_epoch(run: Run, feed: Feed, epoch: int, starvation: Starvation) -> Non
     starvation.resized(size)
     if note := resized(feed.loader.config, epoch):
         run.say(note)
-    run.prepare(like_a_batch(run, feed))
+    for count in part_sizes(run.options, run.ranks):
+        run.prepare(like_a_batch(run, feed, count))
     run.parallel.train()
     later = (run.options.epochs - epoch - 1) * len(feed)
     log = open_log(run, f"Epoch: [{epoch}]", feed, position=run.position, sums=run.sums, later_steps=later)
@@ -209,7 +210,8 @@ def train_step(run: Run, batch: DeviceBatch) -> tuple[Tensor, Tensor]:
     if not count:
         return idle_step(run, batch)
     place = {"epoch": run.epoch, "position": batch.end, "rank": run.ranks.rank}
-    parts = run.augment(batch.images, batch.labels, **place).parts(part_size(run.options, run.ranks))
+    most = max(part_sizes(run.options, run.ranks)) if run.options.accumulate > 1 else count
+    parts = run.augment(batch.images, batch.labels, **place).parts(most)
     # Gradients are averaged over the ranks. In an epoch's last step the ranks have unequal shares of the pictures.
     share = count * run.ranks.world_size / batch.global_size
     losses, logits = [], []
@@ -261,7 +263,8 @@ def rehearse(options: TrainOptions, images_per_s: float) -> None:
     """Everything but the training: can this host feed such cards? (--device sim:474.6x8)"""
     with build_loader(configure(options, "train", Ranks())) as loader:
         print(
-            f"rehearsing for cards that take {images_per_s:,.1f} images/s: {loader.samples:,} pictures at "
+            f"rehearsing for cards that take {images_per_s:,.1f} images/s"
+            f"{' of any size' if loader.config.sizes else ''}: {loader.samples:,} pictures at "
             f"{_sizes(loader.config)}, decoding with {loader.backend} on {_cores(loader.workers)}; nothing is trained",
             flush=True,
         )
@@ -363,7 +366,7 @@ def refuse_single_pictures(options: TrainOptions, ranks: Ranks, samples: int) ->
     last = {rest // ranks.world_size, -(-rest // ranks.world_size)}
     for name, shares in (("each step", {batch}), ("the last batch of an epoch", last - {0})):
         for share in shares:
-            if share // -(-share // part_size(options, ranks)) == 1:
+            if share // -(-share // max(part_sizes(options, ranks))) == 1:
                 raise ConfigError(
                     f"{name} would give the model one picture alone, of {samples:,}, and at {smallest} px batch norm "
                     f"cannot train on 1: choose another --batch-size than {options.batch_size}"
@@ -376,9 +379,11 @@ def smallest_size(options: TrainOptions) -> int:
     return min((size for _, size in options.progressive), default=options.image_size)
 
 
-def part_size(options: TrainOptions, ranks: Ranks) -> int:
-    """How many pictures of a rank's batch go through the model at once."""
-    return -(-(options.batch_size // ranks.local_world_size) // options.accumulate)
+def part_sizes(options: TrainOptions, ranks: Ranks) -> set[int]:
+    """How many pictures of a rank's whole batch go through the model at once: one number, or two in a row."""
+    batch = options.batch_size // ranks.local_world_size
+    parts = -(-batch // -(-batch // options.accumulate))
+    return {batch // parts, -(-batch // parts)}
 
 
 def build_run(
@@ -432,9 +437,9 @@ def rate(options: TrainOptions, epoch: int, done: float) -> float:
     )
 
 
-def like_a_batch(run: Run, feed: Feed) -> Tensor:
-    """Pictures, all grey, of the shape and in the layout in which the model gets them."""
-    size, count = run.image_size, part_size(run.options, run.ranks)
+def like_a_batch(run: Run, feed: Feed, count: int) -> Tensor:
+    """``count`` pictures, all grey, of the size and in the layout in which the model gets them."""
+    size = run.image_size
     images = torch.full((count, size, size, 3), 127, dtype=torch.uint8, device=feed.device.torch_device)
     return normalise(images, feed.dtype, feed.device.memory_format)
 
@@ -502,6 +507,8 @@ def announce(run: Run, device: Device, feeds: dict[str, Feed]) -> None:
         notes.append(
             f"--batch-size {options.batch_size} does not divide by {ranks.local_world_size} cards: {whole} it is"
         )
+    if options.ema and "val" in feeds:
+        notes.append("scores are those of the averaged weights (--ema)")
     for note in filter(None, notes):
         run.say(f"note: {note}")
 

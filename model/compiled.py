@@ -47,6 +47,8 @@ class Compiled:
         if images.shape in self._shapes:
             return 0.0
         self._shapes.add(images.shape)
+        # Past its limit torch would leave further shapes as they are. Some of its own recompilations come on top.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 + len(self._shapes))
         kept = [(buffer, buffer.clone()) for buffer in self._network.buffers()]
         start = time.perf_counter()
         try:

@@ -116,7 +116,7 @@ def export_timm(trained: Trained, path: Path, images: Tensor) -> Comparison:
 
     def write(file: Path) -> None:
         if path.suffix == ".safetensors":
-            _need("safetensors", "pip install safetensors").save_file(state, file, metadata=_about(trained))
+            file.write_bytes(_need("safetensors", "pip install safetensors").save(state, metadata=_about(trained)))
         else:
             torch.save(state, file)
 
@@ -152,8 +152,9 @@ def _written(
     try:
         try:
             write(partial)
-        except OSError as error:
-            raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as the latter
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise ExportError(f"{path} cannot be written: {reason}") from error
         with torch.inference_mode():
             found = _compare(Deployed(trained.model), load(partial), images)
         if not found.good:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from .compiled import MODES
 from .inceptionv4 import MIN_IMAGE_SIZE
@@ -29,6 +30,34 @@ EXAMPLE = """examples:
   python train.py --data /data/imagenet --device cpu --image-size 96 --blocks 1,1,1 --epochs 1
   python train.py --shards /data/shards --evaluate --resume output/model_best.pth.tar
 """
+
+
+# Flags that say one thing: where the command line gives one of them, a recipe's other ones do not count.
+_RIVALS = (
+    ("shards", "data"),
+    ("device", "npu", "gpu"),
+    ("image_size", "progressive"),
+    ("amp", "opt_level"),
+    ("addr", "dist_url"),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises ValueError where argparse would end the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+    def leave(self, message: str) -> NoReturn:
+        """End the process, with code 2 and a line that says why."""
+        super().error(message)
+
+
+class _Switch(argparse.BooleanOptionalAction):
+    """--flag, and --no-flag for what a recipe has switched on, which the line of usage leaves out."""
+
+    def format_usage(self) -> str:
+        return self.option_strings[0]
 
 
 def flag(default: Any, help: str, *names: str, **kwargs: Any) -> Any:
@@ -95,7 +124,9 @@ class TrainOptions:
                               "some of its tars: /data/train-{000000..000146}.tar")  # fmt: skip
     data: Path | None = flag(None, "an ImageNet folder (or a folder of shards)", type=Path)
     recipe: str | None = flag(
-        None, f"a TOML file of these flags, or one of {', '.join(recipe_names())}; flags given here go before it"
+        None,
+        f"a TOML file of these flags, or one of {', '.join(recipe_names())}; flags given here go before it, and "
+        "--no-amp and the like switch off what it switches on",
     )
     verify_shards: bool = flag(False, "read all shards through and compare their hashes first (from a URL: always)")
     cache_dir: Path | None = flag(None, "where shards from a URL are kept (default: ~/.cache/headrace)", type=Path)
@@ -152,7 +183,7 @@ class TrainOptions:
         choices=MODES,
     )  # fmt: skip
     ema: float = flag(
-        0.0, "average the weights over the steps, score and save that too (try 0.9999; 0: off)", type=float
+        0.0, "average the weights over the steps: that is scored, both are saved (try 0.9999; 0: off)", type=float
     )
     mixup: float = flag(0.0, "blend pairs of pictures: alpha (try 0.2; 0: off)", type=float)
     cutmix: float = flag(0.0, "cut one picture into another: alpha (try 1; 0: off)", type=float)
@@ -207,22 +238,13 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         self._fill_in()
-        if (self.shards is None) == (self.data is None):
-            raise ValueError("give --shards DST or --data FOLDER, one of the two")
+        self._check_together()
         for name in ("epochs", "batch_size", "print_freq", "keep_checkpoints", "shuffle_window", "accumulate"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in (
-            "start_epoch",
-            "warm_up_epochs",
-            "lr",
-            "momentum",
-            "weight_decay",
-            "clip_agc",
-            "seed",
-            "mixup",
-            "cutmix",
-        ):
+        for name in ("start_epoch", "warm_up_epochs", "lr", "momentum", "weight_decay", "clip_agc", "seed"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("mixup", "cutmix"):
+            self._check(name, 0 <= getattr(self, name) < math.inf, "a number of at least 0")
         self._check("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
         self._check("ema", 0 <= self.ema < 1, "in [0, 1)")
         self._check("erase", 0 <= self.erase <= 1, "in [0, 1]")
@@ -230,11 +252,6 @@ class TrainOptions:
         self._check_sizes()
         self._check("blocks", min(self.blocks) >= 0, "three counts of at least 0")
         self._check("num_classes", self.num_classes is None or self.num_classes >= 1, "at least 1")
-        if self.evaluate and not (self.resume or self.pretrained):
-            raise ValueError("--evaluate needs weights: give --resume CHECKPOINT or --pretrained FILE")
-        for name, needs in (("new_head", "pretrained"), ("new_data", "resume")):
-            if getattr(self, name) and not getattr(self, needs):
-                raise ValueError(f"--{name.replace('_', '-')} needs --{needs} FILE")
         self._check("loss_scale", self.loss_scale is None or self.loss_scale == "dynamic" or self.loss_scale > 0,
                     "dynamic or above 0")  # fmt: skip
         self._check("world_size", self.world_size >= 1, "at least 1")
@@ -242,10 +259,25 @@ class TrainOptions:
         if self.device_list is not None:
             good = len(set(self.device_list)) == len(self.device_list) and min(self.device_list) >= 0
             self._check("device_list", good, "different numbers of at least 0")
-        if self.multiprocessing_distributed and self.world_size > 1 and not (self.addr or self.dist_url):
-            raise ValueError(f"--world-size {self.world_size} needs --addr, the address of node 0")
         if self.tensorboard:
             find_writer()
+
+    def _check_together(self) -> None:
+        """What one flag asks of another."""
+        if (self.shards is None) == (self.data is None):
+            raise ValueError("give --shards DST or --data FOLDER, one of the two")
+        if self.evaluate and not (self.resume or self.pretrained):
+            raise ValueError("--evaluate needs weights: give --resume CHECKPOINT or --pretrained FILE")
+        for name, needs in (("new_head", "pretrained"), ("new_data", "resume")):
+            if getattr(self, name) and not getattr(self, needs):
+                raise ValueError(f"--{name.replace('_', '-')} needs --{needs} FILE")
+        if self.multiprocessing_distributed and self.world_size > 1 and not (self.addr or self.dist_url):
+            raise ValueError(f"--world-size {self.world_size} needs --addr, the address of node 0")
+        if self.accumulate > 1 and self.compile not in (None, "default"):
+            raise ValueError(
+                f"--compile {self.compile} keeps gradients in CUDA graphs, where the next part of a step would write "
+                f"over them: with --accumulate {self.accumulate} give --compile default"
+            )
 
     def _check_sizes(self) -> None:
         epochs, sizes = [epoch for epoch, _ in self.progressive], [size for _, size in self.progressive]
@@ -290,7 +322,7 @@ class TrainOptions:
 
 def parse_options(argv: Sequence[str] | None = None) -> TrainOptions:
     """Flags -> options. Exits with code 2 and one line where they are wrong."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="train.py",
         description="Train InceptionV4 from shards (or from an ImageNet folder).",
         epilog=EXAMPLE,
@@ -300,7 +332,7 @@ def parse_options(argv: Sequence[str] | None = None) -> TrainOptions:
         names = (f"--{field.name.replace('_', '-')}", *field.metadata["names"])
         text, default = field.metadata["help"], field.default
         if default is False:
-            parser.add_argument(*names, dest=field.name, action="store_true", help=text)
+            parser.add_argument(*names, dest=field.name, default=False, action=_Switch, help=text)
             continue
         if default is not None:
             shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
@@ -311,9 +343,24 @@ def parse_options(argv: Sequence[str] | None = None) -> TrainOptions:
         )
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        if recipe := parser.parse_known_args(words)[0].recipe:
-            flags = {field.name.replace("_", "-") for field in dataclasses.fields(TrainOptions)} - {"recipe"}
-            words = [*read_recipe(recipe, flags), *words]
-        return TrainOptions(**vars(parser.parse_args(words)))
+        return TrainOptions(**vars(parser.parse_args([*_recipe_words(parser, words), *words])))
     except ValueError as error:
-        parser.error(str(error))
+        parser.leave(str(error))
+
+
+def _recipe_words(parser: _Parser, words: Sequence[str]) -> list[str]:
+    """What the recipe that ``words`` name says, but for what they say something else about. Raises ValueError."""
+    names = [field.name for field in dataclasses.fields(TrainOptions)]
+    absent = object()
+    given = vars(parser.parse_known_args(words, argparse.Namespace(**dict.fromkeys(names, absent)))[0])
+    recipe = given.pop("recipe")
+    if recipe is absent:
+        return []
+    said = {name for name, value in given.items() if value is not absent}
+    rivals = {name for group in _RIVALS if said.intersection(group) for name in group}
+    found = read_recipe(recipe, {name.replace("_", "-") for name in given})
+    try:
+        parser.parse_args([word for words in found.values() for word in words])
+    except ValueError as error:
+        raise ValueError(f"--recipe {recipe}: {error}") from None
+    return [word for name, words in found.items() if name.replace("-", "_") not in rivals for word in words]

@@ -15,8 +15,8 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def read_recipe(name: str, flags: Collection[str]) -> list[str]:
-    """The recipe called ``name``, or in the file of that name, as arguments: ``["--amp", "--lr", "0.1", ...]``.
+def read_recipe(name: str, flags: Collection[str]) -> dict[str, list[str]]:
+    """The recipe called ``name``, or in the file of that name, by flags: ``{"amp": ["--amp"], "lr": ["--lr=0.1"]}``.
 
     ``flags``: what it may set, without dashes in front. A list becomes numbers with commas; ``true`` the bare flag,
     ``false`` nothing. Raises ValueError, naming the file, for what is none, or sets what is no flag.
@@ -31,7 +31,7 @@ def read_recipe(name: str, flags: Collection[str]) -> list[str]:
         raise ValueError(f"--recipe {name}: not a TOML file: {error}") from None
     if unknown := sorted(values.keys() - flags):
         raise ValueError(f"--recipe {name}: {', '.join(unknown)}: no such flag; train.py --help lists them")
-    return [word for key, value in values.items() for word in _words(name, key, value)]
+    return {key: _words(name, key, value) for key, value in values.items()}
 
 
 def _words(name: str, key: str, value: Any) -> list[str]:

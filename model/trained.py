@@ -31,10 +31,11 @@ def load_trained(path: Path, *, classes: Sequence[str] | None = None, image_size
     contents = read_file(path)
     outputs, blocks = shape_of(contents, path)
     known = contents if isinstance(contents, Mapping) and "state_dict" in contents else {}
-    size = image_size or known.get("image_size", DEFAULT_IMAGE_SIZE)
+    size = known.get("image_size", DEFAULT_IMAGE_SIZE) if image_size is None else image_size
     if not isinstance(size, int) or size < MIN_IMAGE_SIZE:
         raise WeightsError(f"{path}: pictures must have at least {MIN_IMAGE_SIZE} pixels, was {str(size)[:20]}")
-    names = list(classes or known.get("classes") or ())
+    theirs = known.get("classes")
+    names = list(classes or (theirs if isinstance(theirs, list | tuple) else ()))
     if len(names) == outputs - 1 == 1000 and not known:
         outputs -= 1  # the background, which TensorFlow's weights begin with, is left out
     elif names and not classes:  # of a checkpoint with --num-classes

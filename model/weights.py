@@ -90,7 +90,10 @@ def shape_of(contents: object, file: Path) -> tuple[int, tuple[int, int, int]]:
 
 
 def _is_averaged(contents: object) -> bool:
-    return isinstance(contents, Mapping) and "state_dict" in contents and bool(contents.get("state_dict_ema"))
+    if not isinstance(contents, Mapping) or "state_dict" not in contents:
+        return False
+    averaged = contents.get("state_dict_ema")
+    return isinstance(averaged, Mapping) and len(averaged) > 0
 
 
 def read_file(file: Path) -> object:

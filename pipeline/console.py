@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -44,6 +45,13 @@ def fail(name: str, error: Exception, code: int) -> int:
     """Print the one line and hand back the exit code."""
     print(f"{name}: error: {error}", file=sys.stderr)
     return code
+
+
+def at_least_one(text: str) -> int:
+    """A flag's whole number of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, was {text!r}")
+    return int(text)
 
 
 class Progress:

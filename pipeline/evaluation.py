@@ -66,7 +66,7 @@ def find_pictures(names: Sequence[str]) -> list[str]:
             continue
         inside = [
             os.path.join(folder, file)
-            for folder, _, files in os.walk(name, followlinks=True)
+            for folder, files in _folders(name)
             for file in files
             if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
         ]
@@ -76,6 +76,22 @@ def find_pictures(names: Sequence[str]) -> list[str]:
             )
         found += sorted(inside)
     return found
+
+
+def _folders(top: str) -> Iterator[tuple[str, list[str]]]:
+    """``top`` and all folders in it, each once, whatever the links; with their files. Raises DataError."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{printable(str(error.filename))} cannot be listed: {error.strerror}") from error
+
+    seen = set()
+    for folder, inside, files in os.walk(top, followlinks=True, onerror=fail):
+        here = os.stat(folder)
+        if (here.st_dev, here.st_ino) in seen:
+            inside.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        yield folder, files
 
 
 def decoded(files: Sequence[str], *, image_size: int, batch_size: int, workers: int) -> Iterator[Decoded]:

@@ -67,6 +67,7 @@ def test_a_run_scores_and_saves_it_and_goes_on_from_it(shards: Path, run_here: R
             "train.py", "--shards", shards, *SMALL, "--evaluate", "--resume", tmp_path / "whole/checkpoint.pth.tar",
             "--output", tmp_path / f"scored{number}", *more,
         )  # fmt: skip
-        assert ("averaged weights" in done.stdout) == (not more)
+        assert ("the averaged weights of this checkpoint (--ema) are scored" in done.stdout) == (not more)
+        assert ("scores are those of the averaged weights" in done.stdout) == bool(more)
         (scored,) = metrics(tmp_path / f"scored{number}", "val")
         assert (scored["acc1"], scored["loss"]) == (trained["acc1"], pytest.approx(trained["loss"], rel=1e-5))

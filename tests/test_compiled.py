@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from model.compiled import Compiled, CompileError
@@ -72,6 +73,21 @@ def test_what_it_was_not_told_of_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) 
     plain = Net().eval()
     plain.load_state_dict(net.state_dict())
     assert torch.equal(compiled(images).detach(), plain(images).detach())
+
+
+def test_as_many_shapes_are_compiled_as_there_are() -> None:
+    """torch stops at 8, and runs what comes then as it is."""
+    net, seen = nn.Linear(1, 1), []
+    compiled = Compiled(net, "default")
+
+    def backend(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
+        seen.append(max(len(x) for x in examples if x.ndim))
+        return graph.forward
+
+    compiled._compiled = torch.compile(net, backend=backend, dynamic=False)
+    for count in range(2, 22):
+        compiled.prepare(torch.ones(count, 1), compiled)
+    assert seen == list(range(2, 22))
 
 
 def test_without_a_compiler_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,14 @@ def compare_with_truth(trained: Trained):  # type: ignore[no-untyped-def]
     return lambda _network, other, images: real(lambda x: by_hand(trained.model, x), other, images)
 
 
+def test_a_disk_that_is_full_is_one_line(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/full is one."""
+    (tmp_path / ".a.partial.pth").symlink_to("/dev/full")
+    with pytest.raises(ExportError, match=r"a\.pth cannot be written: "):
+        export_timm(trained, tmp_path / "a.pth", pictures(2))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_tool_says_how_each_compares(trained: Trained, folder: Path, tmp_path: Path, run_here: Run) -> None:
     torch.save({"state_dict": trained.model.state_dict(), "image_size": 96}, tmp_path / "w.pth")
     done = run_here(
@@ -122,7 +130,9 @@ def test_the_tool_says_how_each_compares(trained: Trained, folder: Path, tmp_pat
     [
         ([], 2, "nothing to do"),
         (["--onnx", "{here}/nowhere/a.onnx"], 2, "no such folder: {here}/nowhere"),
+        (["--onnx", "{here}"], 2, "{here} is a folder"),
         (["--timm", "{here}/a.pth", "--image-size", "10"], 1, "at least 75 pixels"),
+        (["--timm", "{here}/a.pth", "--image-size", "0"], 2, "must be a whole number of at least 1, was '0'"),
         (["--timm", "{here}/a.pth", "--check", "{here}/none"], 2, "no such picture or folder"),
     ],
 )

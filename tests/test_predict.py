@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +99,45 @@ def test_a_damaged_picture_is_named_and_the_others_are_predicted(
     ]  # fmt: skip
     assert f"{tmp_path / 'b.jpg'}: not a picture" in done.stderr
     assert "1 of 3 pictures could not be decoded" in done.stderr
+
+
+def test_each_folder_is_read_once_whatever_links_to_it(tmp_path: Path) -> None:
+    from pipeline.evaluation import find_pictures
+
+    (tmp_path / "deep/er").mkdir(parents=True)
+    for name in ("a.jpg", "deep/b.jpg", "deep/er/c.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "deep/er/round").symlink_to(tmp_path)
+    (tmp_path / "deep/er/again").symlink_to(tmp_path / "deep")
+    assert find_pictures([str(tmp_path)]) == [str(tmp_path / name) for name in ("a.jpg", "deep/b.jpg", "deep/er/c.jpg")]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.errors import DataError
+    from pipeline.evaluation import find_pictures
+
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.jpg").touch()
+    real = os.scandir
+
+    def scandir(path: str) -> Any:  # root may list anything
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match="locked cannot be listed: Permission denied"):
+        find_pictures([str(tmp_path)])
+
+
+def test_a_checkpoint_of_somebody_elses_is_read_as_far_as_it_goes(network: InceptionV4, tmp_path: Path) -> None:
+    from model.trained import load_trained
+
+    odd = {"state_dict": network.state_dict(), "classes": 1000, "state_dict_ema": torch.zeros(3)}
+    torch.save(odd, tmp_path / "odd.pth")
+    trained = load_trained(tmp_path / "odd.pth")
+    assert trained.classes == ("0", "1", "2")
+    assert "averaged" not in trained.note
 
 
 def test_averaged_weights_and_names_of_ones_own(

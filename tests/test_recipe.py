@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from model.options import parse_options
 from model.recipe import recipe_names
+from tests.conftest import ROOT
 
 
 def test_a_recipe_is_what_its_flags_are() -> None:
     by_hand = parse_options(
         ["--shards", "x", "--amp", "--batch-size=155", "--lr=.060546875", "--lr-schedule=step", "--epochs=240",
-         "--weight-decay=1e-4", "--label-smoothing=0.1", "--seed=49"]
+         "--weight-decay=1e-4", "--label-smoothing=0.1", "--seed=49", "--loss-scale=1024"]
     )  # fmt: skip
     assert vars(parse_options(["--shards", "x", "--recipe", "original-1p"])) == vars(by_hand) | {
         "recipe": "original-1p"
     }
+
+
+def test_the_originals_have_the_loss_scales_of_their_scripts() -> None:
+    scales = re.findall(r"--loss-scale=(\d+)", (ROOT / "test/launch.sh").read_text())
+    recipes = [parse_options(["--shards", "x", "--recipe", name]) for name in ("original-1p", "original-8p")]
+    assert [options.loss_scale for options in recipes] == list(map(float, scales))
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -36,12 +44,35 @@ def test_the_command_line_goes_before_it_wherever_it_stands(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("text", "words", "name", "want"),
+    [
+        ("gpu = 0", "--device cpu", "device_name", "cpu"),
+        ("device = 'cuda'", "--npu 1", "device_name", "npu:1"),
+        ("shards = 'theirs'", "--data mine", "shards", None),
+        ("progressive = '96@0,128@2'", "--image-size 160", "progressive", ()),
+        ("image-size = 160", "--progressive 96@0,128@2", "image_size", 299),
+        ("opt-level = 'O2'", "--opt-level O1", "opt_level", "O1"),
+        ("amp = true", "--no-amp", "opt_level", "O0"),
+        ("amp = true\nopt-level = 'O2'", "--no-amp", "opt_level", "O0"),
+        ("opt-level = 'O1'", "--amp", "opt_level", "O2"),
+        ("tensorboard = true", "--no-tensorboard", "tensorboard", False),
+    ],
+)
+def test_nor_does_it_speak_up_by_another_flag(text: str, words: str, name: str, want: object, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    place = [] if "--data" in words else ["--shards", "x"]
+    options = parse_options([*place, *words.split(), "--recipe", str(tmp_path / "mine.toml")])
+    assert getattr(options, name) == want
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("speed = 9", "speed: no such flag"),
         ('recipe = "other"', "recipe: no such flag"),
         ("lr = [", "not a TOML file"),
-        ("lr = 'fast'", "argument --lr"),
+        ("lr = 'fast'", "wrong.toml: argument --lr"),
+        ("epochs = 90.0", "wrong.toml: argument --epochs"),
         ("lr = 2020-01-01", "lr must be a number, a text, true or a list"),
         ("epochs = 0", "--epochs must be at least 1"),
     ],

@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.augmentation import Augmentation
 from model.inceptionv4 import InceptionV4
+from model.options import TrainOptions
+from model.precision import Precision
+from model.ranks import Ranks
 from pipeline.console import run_tool
+from pipeline.device import find_device
+from pipeline.transfer import DeviceBatch
 from tests.conftest import Run, metrics
-from train import entry
+from train import build_run, entry, part_sizes, train_step
 
 # The smallest InceptionV4 there is: stem and reductions only, at the smallest picture.
 SMALL = ("--device", "cpu", "--blocks", "0,0,0", "--image-size", 75, "--batch-size", 16, "--workers", 1, "--lr", 0.01)
@@ -155,6 +161,30 @@ def test_pictures_grow_with_the_epochs(shards: Path, run_here: Run, tmp_path: Pa
     )
 
 
+@pytest.mark.parametrize(("batch", "accumulate"), [(155, 1), (155, 2), (10, 4), (9, 5), (3, 8)])
+def test_what_is_compiled_is_what_a_step_takes(batch: int, accumulate: int) -> None:
+    options = TrainOptions(shards="x", batch_size=batch, accumulate=accumulate)
+    sizes = part_sizes(options, Ranks())
+    parts = Augmentation()(torch.zeros(batch, 3, 1, 1), torch.zeros(batch), epoch=0, position=0).parts(max(sizes))
+    assert {len(part.labels) for part in parts} == sizes
+    assert len(parts) <= accumulate
+
+
+def test_without_accumulate_a_step_is_never_split() -> None:
+    """Also of a batch that is larger than the options': the acceptance run and the profiler bring their own."""
+    options = TrainOptions(shards="x", batch_size=2, blocks=(0, 0, 0))
+    device = find_device("cpu")
+    precision = Precision(level="O0", dtype=torch.bfloat16, device_type="cpu")
+    run = build_run(options, Ranks(), device, precision, ("a", "b"))
+    run.begin_network()
+    seen: list[int] = []
+    run.model.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+    batch = DeviceBatch(images=torch.rand(5, 3, 107, 107), labels=torch.tensor([0, 1, 0, 1, 0]), global_size=5, end=5,
+                        wait_s=0.0, ready=0)  # fmt: skip
+    train_step(run, batch)
+    assert seen == [5]
+
+
 def test_it_learns(run_here: Run, tmp_path: Path) -> None:
     """Loss falls on pictures that can be told apart: three shades of grain."""
     import numpy as np
@@ -228,6 +258,8 @@ def test_a_loss_that_is_no_number_ends_the_run(
         (["--shards", "{shards}", "--accumulate", "0"], 2, "--accumulate must be at least 1, was 0"),
         (["--shards", "{shards}", "--ema", "1"], 2, "--ema must be in [0, 1), was 1.0"),
         (["--shards", "{shards}", "--erase", "2"], 2, "--erase must be in [0, 1], was 2.0"),
+        (["--shards", "{shards}", "--mixup", "inf"], 2, "--mixup must be a number of at least 0, was inf"),
+        (["--shards", "{shards}", "--accumulate", "2", "--compile", "max-autotune"], 2, "give --compile default"),
     ],
 )
 def test_a_wrong_call_is_one_clear_line(

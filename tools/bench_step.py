@@ -72,7 +72,7 @@ def batch_on(device: Device, args: argparse.Namespace, dtype: torch.dtype) -> De
 
 def ours(contender: Contender, device: Device, args: argparse.Namespace) -> Step:
     """train.py's own step."""
-    options = TrainOptions(shards="none", blocks=args.blocks, label_smoothing=0.1, lr=0.01, loss_scale=128.0,
+    options = TrainOptions(shards="none", blocks=args.blocks, label_smoothing=0.1, lr=0.01,
                            batch_size=args.batch_size, compile="default" if contender.compile else None)  # fmt: skip
     precision = Precision(level=contender.level, dtype=device.low_precision, device_type=device.kind)
     run = train.build_run(options, Ranks(), device, precision, CLASSES)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, with nothing installed
 
-from pipeline.console import run_tool
+from pipeline.console import at_least_one, run_tool
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import decoded, find_pictures
 from pipeline.files import printable
@@ -84,22 +84,18 @@ def parse() -> argparse.Namespace:
                         help="a checkpoint of train.py; weights of Cadene, timm or ours")  # fmt: skip
     parser.add_argument("--classes", type=Path, metavar="FILE",
                         help="names, one a line (default: the checkpoint's, else numbers)")  # fmt: skip
-    parser.add_argument("--top", type=_count, default=5, metavar="K", help="how many classes of each (default: 5)")
+    parser.add_argument(
+        "--top", type=at_least_one, default=5, metavar="K", help="how many classes of each (default: 5)"
+    )
     parser.add_argument("--json", action="store_true", help="a line of JSON for each picture")
     parser.add_argument("--device", default="auto", help="auto, npu, npu:1, cuda, cuda:1, cpu")
     parser.add_argument("--amp", action="store_true", help="compute in low precision")
-    parser.add_argument("--image-size", type=_count, metavar="PIXELS",
+    parser.add_argument("--image-size", type=at_least_one, metavar="PIXELS",
                         help="(default: the checkpoint's, else 299)")  # fmt: skip
-    parser.add_argument("-b", "--batch-size", type=_count, default=32, metavar="N", help="(default: 32)")
-    parser.add_argument("-j", "--workers", type=_count, default=available_cores(), metavar="N",
+    parser.add_argument("-b", "--batch-size", type=at_least_one, default=32, metavar="N", help="(default: 32)")
+    parser.add_argument("-j", "--workers", type=at_least_one, default=available_cores(), metavar="N",
                         help="processes that decode (default: the cores)")  # fmt: skip
     return parser.parse_args()
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, was {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":
