@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.inceptionv4 import MIN_IMAGE_SIZE, InceptionV4, feature_size
+from model.inceptionv4 import MIN_IMAGE_SIZE, InceptionV4, PointwiseConv2d, feature_size
 
 # The network as published, one convolution a word: where it sits, channels in>out, kernel (height x width).
 STEM = """
@@ -162,6 +162,42 @@ def test_channels_last_gives_the_same_logits() -> None:
         channels_last = model(images.to(memory_format=torch.channels_last))
     assert contiguous.std(0).min() > 1e-3  # the pictures differ, or equal logits would mean nothing
     torch.testing.assert_close(channels_last, contiguous, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bf16", ["half weights", "autocast"])
+def test_a_product_of_matrices_is_the_convolution(bf16: str) -> None:
+    """Output and both gradients, each within bfloat16's rounding of the float64 convolution's."""
+    generator = torch.Generator().manual_seed(3)
+    layer = PointwiseConv2d(40, 24, 1, bias=False)
+    x = torch.randn(3, 40, 9, 7, generator=generator).to(torch.bfloat16, memory_format=torch.channels_last)
+    weight = torch.randn(24, 40, 1, 1, generator=generator).to(torch.bfloat16)
+    upstream = torch.randn(3, 24, 9, 7, generator=generator).to(torch.bfloat16)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    layer.to(dtype=torch.bfloat16 if bf16 == "half weights" else torch.float32)
+    mine = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16 == "autocast"):
+        found = layer(mine)
+    torch.autograd.backward(found, upstream)
+    assert (found.dtype, found.is_contiguous(memory_format=torch.channels_last)) == (torch.bfloat16, True)
+
+    theirs, their_weight = x.double().requires_grad_(), weight.double().requires_grad_()
+    want = nn.functional.conv2d(theirs, their_weight)
+    torch.autograd.backward(want, upstream.double())
+    for got, exact in ((found, want), (mine.grad, theirs.grad), (layer.weight.grad, their_weight.grad)):
+        assert got is not None
+        assert exact is not None
+        assert (got.double() - exact).norm() / exact.norm() < 2**-8
+
+
+def test_what_is_exported_stays_a_convolution() -> None:
+    model = InceptionV4(3, blocks=(0, 0, 0)).to(torch.bfloat16, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    images = pictures(2, 75).to(torch.bfloat16, memory_format=torch.channels_last)
+    program = torch.export.export(model, (images,))
+    operators = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    count = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    assert sum("conv2d" in name for name in operators) == count
+    assert sum("linear" in name for name in operators) == 1
 
 
 def test_logits_are_those_of_cadenes_code() -> None:

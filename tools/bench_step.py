@@ -23,6 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from operator import truediv
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, with nothing installed
@@ -246,12 +247,12 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for one, middle in middles.items():
         share, turns = middle * an_image / peak, rates[one]
-        against = f"  x {middle / middles[rival]:.2f}" if rival else ""
+        against = f"  x {statistics.median(map(truediv, turns, rates[rival])):.2f}" if rival else ""
         print(f"{one!s:38} {middle:8.2f} images/s  ({min(turns):.2f} to {max(turns):.2f})  {100 * share:3.0f} % of the "
               f"peak  {memory[one]:5.1f} GB{against}")  # fmt: skip
         rows.append(dataclasses.asdict(one) | {"images_per_s": turns, "peak_share": share, "memory_gb": memory[one]})
     if rival:
-        print(f"x: against {rival}, timm's fastest here")
+        print(f"x: times as fast as {rival}, timm's fastest here; the median of what each turn says")
     if args.json:
         args.json.write_text(json.dumps({"device": device.name(), "peak_flops": peaks, "rows": rows}, indent=1))
     return 0
