@@ -131,7 +131,8 @@ def export_timm(trained: Trained, path: Path, images: Tensor) -> Comparison:
 def _program(trained: Trained, images: Tensor) -> torch.export.ExportedProgram:
     with _quiet():
         free = {INPUT: {0: torch.export.Dim.DYNAMIC}}
-        return torch.export.export(Deployed(trained.model), (images[:2],), dynamic_shapes=free)
+        two = images[:2].clone()  # the program keeps them: of a view, all that it is a view of
+        return torch.export.export(Deployed(trained.model), (two,), dynamic_shapes=free)
 
 
 def _about(trained: Trained) -> dict[str, str]:

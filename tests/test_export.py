@@ -61,6 +61,13 @@ def test_pt2_is_loaded_by_torch_alone(trained: Trained, tmp_path: Path) -> None:
         torch.testing.assert_close(program(pictures(count)).detach(), by_hand(trained.model, pictures(count)))
 
 
+def test_pt2_does_not_hold_the_pictures_that_it_was_checked_with(trained: Trained, tmp_path: Path) -> None:
+    for count in (2, 200):
+        export_pt2(trained, tmp_path / f"{count}.pt2", pictures(count))
+    few, many = ((tmp_path / f"{count}.pt2").stat().st_size for count in (2, 200))
+    assert many - few < 50_000  # 198 pictures are 5 MB
+
+
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
 def test_timms_weights_have_timms_names(trained: Trained, name: str, tmp_path: Path) -> None:
     assert export_timm(trained, tmp_path / name, pictures(2)).difference == 0
