@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import math
 import sys
 import urllib.parse
@@ -356,11 +357,11 @@ def _recipe_words(parser: _Parser, words: Sequence[str]) -> list[str]:
     recipe = given.pop("recipe")
     if recipe is absent:
         return []
-    said = {name for name, value in given.items() if value is not absent}
-    rivals = {name for group in _RIVALS if said.intersection(group) for name in group}
+    chosen = {name for name, value in given.items() if value is not absent}
+    rivals = {name for group in _RIVALS if chosen.intersection(group) for name in group}
     found = read_recipe(recipe, {name.replace("_", "-") for name in given})
     try:
-        parser.parse_args([word for words in found.values() for word in words])
+        parser.parse_args(list(itertools.chain(*found.values())))
     except ValueError as error:
         raise ValueError(f"--recipe {recipe}: {error}") from None
-    return [word for name, words in found.items() if name.replace("-", "_") not in rivals for word in words]
+    return list(itertools.chain(*(said for name, said in found.items() if name.replace("-", "_") not in rivals)))

@@ -113,7 +113,7 @@ def compare_with_truth(trained: Trained):  # type: ignore[no-untyped-def]
     return lambda _network, other, images: real(lambda x: by_hand(trained.model, x), other, images)
 
 
-def test_a_disk_that_is_full_is_one_line(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_is_one_line(trained: Trained, tmp_path: Path) -> None:
     """/dev/full is one."""
     (tmp_path / ".a.partial.pth").symlink_to("/dev/full")
     with pytest.raises(ExportError, match=r"a\.pth cannot be written: "):
